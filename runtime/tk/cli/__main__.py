@@ -1,0 +1,5 @@
+"""`python -m tk.cli` is `tk`."""
+
+from tk.cli import run
+
+run()

@@ -1,0 +1,181 @@
+"""A bundle: the folder that `tk export` writes for one model and the runtime loads.
+
+Nothing in it is read before its hash matches the manifest, and nothing is pickled. A session is
+made only from a pair (artifact, back end) that passed the parity gate: the same graph can drift
+differently on different back ends, so the verdict belongs to the pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tk.runtime.backends.base import Session
+from tk.runtime.backends.registry import BACKENDS, Backend
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.files import read_json, sha256_file
+from tk.runtime.manifest import Artifact, Manifest, manifest_from_json
+
+MANIFEST, PARITY, PROBE = "manifest.json", "parity.json", "probe.npz"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its manifest, and the verdicts of the parity gate.
+
+    Attributes:
+        path: the folder.
+        manifest: checked against its own hash.
+        verdicts: (file, back end) -> passed, from `parity.json`.
+    """
+
+    path: Path
+    manifest: Manifest
+    verdicts: dict[tuple[str, str], bool]
+
+    @classmethod
+    def open(cls, path: Path, task: str | None = None) -> Bundle:
+        """Open a bundle and check every file against its hash.
+
+        Args:
+            path: a folder with a `manifest.json`.
+            task: the task that the caller needs, e.g. `detector`.
+
+        Raises:
+            TkError: not a bundle, another schema, or another task.
+            CheckFailed: a file is missing or was changed.
+        """
+        if not (path / MANIFEST).is_file():
+            raise TkError(
+                f"{path} is not a bundle",
+                expected=f"a folder with {MANIFEST}, as `tk export` writes it",
+                found=_what_is_there(path),
+                fix=f"tk export CHECKPOINT {path} --images DIR",
+            )
+        manifest = manifest_from_json(read_json(path / MANIFEST), path.name)
+        if task is not None and manifest.task != task:
+            raise TkError(f"bundle {path} is for another task", expected=task, found=manifest.task)
+        for problem in damaged_files(path, manifest):
+            raise CheckFailed(
+                f"bundle {path.name} is damaged: {problem}",
+                fix="export the model again, or take the bundle from its source once more",
+            )
+        return cls(path, manifest, _verdicts(read_json(path / PARITY)))
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the model: the hash of its float32 graphs, whatever was added later."""
+        digest = hashlib.sha256()
+        for artifact in sorted(self.manifest.artifacts, key=lambda item: item.file):
+            if artifact.kind == "onnx" and artifact.precision == "fp32":
+                digest.update(bytes.fromhex(artifact.sha256))
+        return digest.hexdigest()
+
+    def choices(self, part: str) -> list[tuple[Artifact, Backend]]:
+        """List the pairs of `part` that passed the gate, best back end first."""
+        self._check_part(part)
+        return [
+            (artifact, backend)
+            for backend in BACKENDS.values()
+            for artifact in self.manifest.artifacts
+            if artifact.part == part
+            and artifact.kind == backend.kind
+            and self.verdicts.get((artifact.file, backend.name))
+        ]
+
+    def session(
+        self,
+        part: str = "model",
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+    ) -> Session:
+        """Open the best pair (artifact, back end) that passed the gate and runs here.
+
+        Args:
+            part: name of the part.
+            device: `auto`, `cpu` or `cuda`.
+            precision: `auto`, or one that the bundle holds.
+            threads: for back ends on the CPU; 0 takes all cores.
+
+        Raises:
+            TkError: no such pair; says what is there and how to make it.
+            EnvironmentLacks: there is one, but this machine lacks its back end.
+        """
+        choices = self.choices(part)
+        wanted = [
+            (artifact, backend)
+            for artifact, backend in choices
+            if device in ("auto", backend.device) and precision in ("auto", artifact.precision)
+        ]
+        if not wanted:
+            raise TkError(
+                f"bundle {self.path.name} has nothing proved for part {part!r} "
+                f"with device {device} and precision {precision}",
+                found="; ".join(_pair_text(pair) for pair in choices) or "no pair that passed",
+                fix=f"tk export … --precision {precision}, or ask for what is there",
+            )
+        lacks = []
+        for artifact, backend in wanted:
+            module = backend.load()
+            if lack := module.missing():
+                lacks.append(f"{backend.name}: {lack}")
+                continue
+            data = self._read(artifact)
+            name = f"{self.path.name}/{artifact.file}"
+            session: Session = module.open_session(
+                data, name, artifact.precision, self.manifest.parts[part], threads
+            )
+            return session
+        raise EnvironmentLacks(
+            f"this machine cannot run bundle {self.path.name}", found="; ".join(lacks)
+        )
+
+    def _check_part(self, part: str) -> None:
+        if part not in self.manifest.parts:
+            raise TkError(
+                f"bundle {self.path.name} has no part {part!r}",
+                expected=", ".join(self.manifest.parts),
+            )
+
+    def _read(self, artifact: Artifact) -> bytes:
+        # Hash the very bytes that go to the engine: the file may have changed since `open`.
+        data = (self.path / artifact.file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != artifact.sha256:
+            raise CheckFailed(f"bundle {self.path.name} is damaged: {artifact.file} was changed")
+        return data
+
+
+def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield one sentence per file of the bundle that is missing or differs from its hash."""
+    hashes = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
+    for file, expected in {**hashes, **manifest.files}.items():
+        # A manifest from elsewhere must not make us read outside its folder.
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            yield f"{file} lies outside the bundle"
+        elif not (path / file).is_file():
+            yield f"{file} is missing"
+        elif sha256_file(path / file) != expected:
+            yield f"{file} was changed (its SHA-256 differs from the manifest)"
+
+
+def _verdicts(parity: Any) -> dict[tuple[str, str], bool]:
+    return {(row["file"], row["backend"]): bool(row["passed"]) for row in parity["verdicts"]}
+
+
+def _pair_text(pair: tuple[Artifact, Backend]) -> str:
+    artifact, backend = pair
+    return f"{artifact.precision} on {backend.name}"
+
+
+def _what_is_there(path: Path) -> str:
+    if not path.exists():
+        return "no such folder"
+    if path.is_file():
+        return "a file"
+    names = sorted(child.name for child in path.iterdir())
+    return "a folder with " + (", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "nothing")

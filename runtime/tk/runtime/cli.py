@@ -1,0 +1,292 @@
+"""Commands of the runtime: doctor, verify, gallery, annotate, report. None needs PyTorch."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tk.cli import DASHES
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads per engine, 0 for all cores.")]
+
+
+class Device(str, Enum):
+    """Where sessions run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Search(str, Enum):
+    """What an object is compared with."""
+
+    centroid = "centroid"
+    stack = "stack"
+
+
+class AssignMode(str, Enum):
+    """How classes are given."""
+
+    unique = "unique"
+    greedy = "greedy"
+    free = "free"
+
+
+def _app(function: Any) -> typer.Typer:
+    app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=DASHES)
+    app.command()(function)
+    return app
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine has and lacks: Python, CPU, GPUs, back ends, packages."""
+    from dataclasses import asdict
+
+    from tk.runtime.doctor import examine
+
+    lines = examine()
+    if as_json:
+        _print_json([asdict(line) for line in lines])
+        return
+    marks = {"ok": "ok     ", "missing": "MISSING", "none": "-      "}
+    for line in lines:
+        print(f"{marks[line.state]}  {line.topic:<9} {line.name:<18} {line.text}")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `tk export` wrote.")],
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle on this machine: every hash, then parity with the probe. No PyTorch needed.
+
+    Exit code 1 when a hash or a figure is wrong.
+    """
+    from tk.runtime.errors import CheckFailed
+    from tk.runtime.verify import verify as run
+
+    opened, rows = run(bundle, threads)
+    table = [
+        {
+            "precision": row.precision,
+            "backend": row.backend,
+            "part": part,
+            "output": measure.output,
+            "metric": measure.metric,
+            "value": measure.value,
+            "threshold": measure.threshold,
+            "passed": measure.passed,
+        }
+        for row in rows
+        for part, measures in row.measures.items()
+        for measure in measures
+    ]
+    if as_json:
+        _print_json(table)
+    else:
+        count = len(opened.manifest.artifacts) + len(opened.manifest.files) + 1
+        print(f"{bundle}: {opened.manifest.task}, {count} files, all hashes match")
+        for row in rows:
+            if row.skipped:
+                print(f"  {row.precision} on {row.backend}: not here ({row.skipped})")
+        for line in table:
+            verdict = "ok  " if line["passed"] else "FAIL"
+            print(
+                f"  {verdict} {line['precision']} on {line['backend']}: {line['part']}/"
+                f"{line['output']} {line['metric']} {line['value']:.6g} ({line['threshold']:g})"
+            )
+    if not all(row.passed for row in rows):
+        raise CheckFailed(f"bundle {bundle} does not give the answers of its PyTorch model here")
+
+
+gallery = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings=DASHES,
+    help="Class prototypes: what `tk annotate` compares objects with.",
+)
+
+
+@gallery.callback()
+def _gallery() -> None:
+    """Class prototypes: what `tk annotate` compares objects with."""
+
+
+@gallery.command("build")
+def gallery_build(
+    references: Annotated[
+        Path, typer.Argument(help="REFERENCES/<class>/[cropped/]*.jpg, several per class.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Gallery folder to make.")],
+    embedder: Annotated[Path, typer.Option(help="Bundle of the embedder.")],
+    false_rejections: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of true objects `unknown` may take.")
+    ] = 0.02,
+    device: Device = Device.auto,
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice of held-out references.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Embed reference pictures, make prototypes, and calibrate the `unknown` threshold.
+
+    Masks beside the references (`<class>/masks/{stem}_mask.png`, or an alpha channel) are honoured.
+
+    Example: tk gallery build crops gallery --embedder bundles/embedder
+    """
+    from tk.runtime.bundle import Bundle
+    from tk.runtime.files import refuse_existing
+    from tk.runtime.gallery.build import build_gallery
+    from tk.runtime.heads.embedder import Embedder
+
+    refuse_existing(out, overwrite=overwrite)
+    head = Embedder(Bundle.open(embedder, "embedder"), device=device.value, threads=threads)
+    built, report = build_gallery(references, head, false_rejections=false_rejections, seed=seed)
+    built.save(out, overwrite=overwrite)
+    print(f"{out}: {len(built.classes)} classes, {report.references} references")
+    for sentence in report.skipped:
+        print(f"  skipped: {sentence}")
+    facts = built.facts["calibration"]
+    for mode, threshold in built.thresholds.items():
+        accuracy = facts.get(f"accuracy_{mode}")
+        held = f", accuracy {accuracy:.3f} on {facts['held_out']} held-out" if accuracy else ""
+        print(f"  {mode}: unknown below {threshold:.3f}{held}")
+
+
+def annotate(
+    images: Annotated[Path, typer.Argument(help="Folder of photos (with sub-folders), or one.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    gallery: Annotated[
+        Path, typer.Option(help="Gallery folder, prototypes.npz, or reference pictures.")
+    ],
+    bundles: Annotated[
+        Path | None, typer.Option(help="Folder with detector/, segmenter/ and embedder/.")
+    ] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector bundle.")] = None,
+    segmenter: Annotated[Path | None, typer.Option(help="Segmenter bundle.")] = None,
+    embedder: Annotated[Path | None, typer.Option(help="Embedder bundle.")] = None,
+    box_threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Drop proposals scored below.")
+    ] = 0.25,
+    nms_iou: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Drop the weaker of two boxes overlapping more.")
+    ] = 0.5,
+    max_boxes: Annotated[int, typer.Option(min=1, help="At most so many per picture.")] = 100,
+    search: Annotated[
+        Search, typer.Option(help="Compare with class means or with every reference.")
+    ] = Search.centroid,
+    assign: Annotated[
+        AssignMode,
+        typer.Option(help="unique: each class once per picture, optimal; greedy; free: repeats."),
+    ] = AssignMode.unique,
+    unknown_threshold: Annotated[
+        float | None,
+        typer.Option(min=-1.0, max=1.0, help="Similarity below it is `unknown` [gallery's own]."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that share a batch.")] = 4,
+    limit: Annotated[int, typer.Option(min=0, help="Only the first so many photos, 0: all.")] = 0,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Larger photos become records with an error.")
+    ] = 500_000_000,
+    masks: Annotated[bool, typer.Option(help="Write mask_rle.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Draw boxes, masks and classes.")] = True,
+    picture_size: Annotated[int, typer.Option(min=16, help="Longer side of drawings, px.")] = 1600,
+    device: Device = Device.auto,
+    precision: Annotated[str, typer.Option(help="auto, or one that the bundles hold.")] = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find, cut out and name the objects in a folder of photos.
+
+    Writes OUT/predictions.json, OUT/timings.csv, OUT/summary.json and OUT/pictures/. A photo that
+    cannot be read becomes a record with `error`, and the run goes on.
+
+    Example: tk annotate photos out --bundles demo/bundles --gallery demo/gallery
+    """
+    from tk.runtime.annotate.annotator import AnnotateOptions, Models
+    from tk.runtime.annotate.annotator import annotate as run
+    from tk.runtime.heads.detector import DetectorOptions
+
+    options = AnnotateOptions(
+        detector=DetectorOptions(box_threshold, nms_iou, max_boxes),
+        search=search.value,
+        assign=assign.value,
+        unknown_threshold=unknown_threshold,
+        batch_size=batch_size,
+        device=device.value,
+        precision=precision,
+        threads=threads,
+        masks=masks,
+        pictures=pictures,
+        picture_size=picture_size,
+        max_pixels=max_pixels,
+        limit=limit,
+    )
+    models = Models(
+        _bundle("detector", detector, bundles),
+        _bundle("segmenter", segmenter, bundles),
+        _bundle("embedder", embedder, bundles),
+    )
+    summary = run(images, out, models, gallery, options, overwrite=overwrite)
+    if as_json:
+        _print_json(summary)
+        return
+    print(
+        f"{summary['images']} photos, {summary['detections']} objects "
+        f"({summary['unknown']} unknown), {summary['errors']} unreadable, "
+        f"{summary['seconds']:.1f} s"
+    )
+    for session in summary["sessions"]:
+        print(f"  {session['name']} on {session['backend']}")
+    print(f"results: {out}/predictions.json, timings.csv, pictures/; look: tk report {out}")
+
+
+def _bundle(task: str, own: Path | None, bundles: Path | None) -> Path:
+    from tk.runtime.errors import TkError
+
+    if own is not None:
+        return own
+    if bundles is None:
+        raise TkError(f"no {task} given", fix=f"add --bundles DIR, or --{task} BUNDLE")
+    return bundles / task
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that `tk annotate` wrote.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Annotation results",
+) -> None:
+    """Write RESULTS/report.html: thumbnails, classes and scores, most doubtful first."""
+    from tk.runtime.annotate.output import PREDICTIONS, picture_names
+    from tk.runtime.records import load_predictions
+    from tk.runtime.report import write_report
+
+    predictions = load_predictions(results / PREDICTIONS)
+    names = picture_names([record["image"] for record in predictions])
+
+    def picture(name: str) -> str | None:
+        return names[name] if (results / names[name]).is_file() else None
+
+    path = write_report(predictions, results / "report.html", pictures=picture, title=title)
+    print(path)
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
+
+
+COMMANDS: dict[str, typer.Typer] = {
+    "doctor": _app(doctor),
+    "verify": _app(verify),
+    "gallery": gallery,
+    "annotate": _app(annotate),
+    "report": _app(report),
+}

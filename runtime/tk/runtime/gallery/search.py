@@ -1,0 +1,76 @@
+"""Prototype search: similarity of embeddings to the classes of a gallery (FAISS inner product)."""
+
+from __future__ import annotations
+
+from importlib import util
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.gallery.gallery import Gallery
+
+SearchMode = Literal["centroid", "stack"]
+SMALL = 100_000
+"""References below which FAISS runs on one thread: its threads cost more than they bring, and on a
+shared machine they can stall for seconds (OpenMP busy waiting)."""
+
+
+class PrototypeSearch:
+    """Cosine similarity to every class.
+
+    `centroid` compares with the mean of a class; `stack` with its nearest reference. Both are
+    exact: one flat index of centroids, or one flat index per class, searched for one neighbour.
+
+    Args:
+        gallery: unit vectors.
+        mode: `centroid` or `stack`.
+    """
+
+    def __init__(self, gallery: Gallery, mode: SearchMode = "centroid") -> None:
+        if util.find_spec("faiss") is None:
+            raise EnvironmentLacks(
+                "prototype search needs FAISS", fix="pip install 'tk-vision[cpu]'"
+            )
+        import faiss
+
+        if mode not in ("centroid", "stack"):
+            raise TkError("unknown search mode", expected="centroid or stack", found=repr(mode))
+        if not gallery.classes:
+            raise TkError("the gallery has no classes", fix="tk gallery build")
+        if len(gallery.stacks) < SMALL:
+            faiss.omp_set_num_threads(1)
+        self.classes, self.mode = gallery.classes, mode
+        self._indexes: list[Any] = []
+        groups = (
+            [gallery.centroids]
+            if mode == "centroid"
+            else [gallery.stacks[gallery.stack_labels == i] for i in range(len(gallery.classes))]
+        )
+        for vectors in groups:
+            index = faiss.IndexFlatIP(vectors.shape[1])
+            index.add(np.ascontiguousarray(vectors))
+            self._indexes.append(index)
+
+    def similarity(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Compare embeddings with all classes.
+
+        Args:
+            embeddings: (N, D) float32, unit length.
+
+        Returns:
+            (N, C) float32 cosine, -1..1; a class without references is -1.
+        """
+        count = len(self.classes)
+        result = np.full((len(embeddings), count), -1, np.float32)
+        if not len(embeddings):
+            return result
+        if self.mode == "centroid":
+            values, ids = self._indexes[0].search(embeddings, count)
+            np.put_along_axis(result, ids, values, axis=1)
+        else:
+            for column, index in enumerate(self._indexes):
+                if index.ntotal:
+                    result[:, column] = index.search(embeddings, 1)[0][:, 0]
+        return result

@@ -1,0 +1,106 @@
+"""Segmenter: pictures and boxes in, one mask per box out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tk.runtime.backends.base import Arrays, Session
+from tk.runtime.boxes import clip, enlarge
+from tk.runtime.bundle import Bundle
+from tk.runtime.masks import BoxMask, upsample_logits
+from tk.runtime.preprocess import Image, Placement, fit
+
+REGION_MARGIN = 0.1
+"""A mask is drawn only inside its box enlarged by this share of the box's longer side."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks of one picture, in the order of its boxes.
+
+    Attributes:
+        masks: one per box; may be empty.
+        iou: (N,) float32, the model's own estimate of each mask's quality, 0..1.
+    """
+
+    masks: tuple[BoxMask, ...]
+    iou: NDArray[np.float32]
+
+
+class Segmenter:
+    """An image encoder that runs once per picture and a decoder that takes all its boxes.
+
+    The manifest's settings say which rectangle the decoder's logits cover: `mask_frame` is
+    `canvas` (SAM-2) or `box`, the prompt box enlarged by `frame_margin`.
+    """
+
+    def __init__(self, bundle: Bundle, **session_options: Any) -> None:
+        self.manifest = bundle.manifest
+        self.encoder: Session = bundle.session("encoder", **session_options)
+        self.decoder: Session = bundle.session("decoder", **session_options)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Everything that was opened."""
+        return (self.encoder, self.decoder)
+
+    def segment(self, images: Sequence[Image], boxes: Sequence[NDArray[np.float32]]) -> list[Masks]:
+        """Cut objects out.
+
+        Args:
+            images: each (H, W, 3) uint8 RGB.
+            boxes: per picture (N, 4) float32 xyxy, pixels of that picture. A picture without
+                boxes does not reach the network.
+
+        Returns:
+            One `Masks` per picture, in order.
+        """
+        results = [Masks((), np.zeros(0, np.float32)) for _ in images]
+        busy = [index for index, own in enumerate(boxes) if len(own)]
+        size = self.manifest.parts["encoder"].max_batch
+        for start in range(0, len(busy), size):
+            chunk = busy[start : start + size]
+            fitted = [fit(self.manifest.image, images[index]) for index in chunk]
+            features = self.encoder.run({"image": np.stack([canvas for canvas, _ in fitted])})
+            for row, index in enumerate(chunk):
+                own = {name: array[row : row + 1] for name, array in features.items()}
+                hw = images[index].shape[:2]
+                results[index] = self._decode(own, boxes[index], fitted[row][1], hw)
+        return results
+
+    def _decode(
+        self,
+        features: Arrays,
+        boxes: NDArray[np.float32],
+        placement: Placement,
+        image_hw: tuple[int, ...],
+    ) -> Masks:
+        on_canvas = placement.to_canvas(boxes)
+        frames = self._frames(on_canvas, placement)
+        regions = enlarge(boxes, REGION_MARGIN)
+        regions = np.concatenate([np.floor(regions[:, :2]), np.ceil(regions[:, 2:])], axis=1)
+        regions = clip(regions.astype(np.float32), image_hw[1], image_hw[0]).astype(int)
+        masks: list[BoxMask] = []
+        iou: list[NDArray[np.generic]] = []
+        size = self.manifest.parts["decoder"].max_batch
+        for start in range(0, len(boxes), size):
+            outputs = self.decoder.run({**features, "boxes": on_canvas[start : start + size]})
+            iou.append(outputs["iou"])
+            for offset, logits in enumerate(outputs["logits"]):
+                index = start + offset
+                logits = np.asarray(logits, np.float32)
+                hw = (image_hw[0], image_hw[1])
+                masks.append(upsample_logits(logits, frames[index], regions[index], hw))
+        return Masks(tuple(masks), np.concatenate(iou).astype(np.float32))
+
+    def _frames(self, on_canvas: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+        settings, spec = self.manifest.settings, self.manifest.image
+        if settings["mask_frame"] == "canvas":
+            canvas = np.asarray([[0, 0, spec.width, spec.height]], np.float32)
+            return np.repeat(placement.to_image(canvas), len(on_canvas), axis=0)
+        return placement.to_image(enlarge(on_canvas, settings["frame_margin"]))
