@@ -1,0 +1,195 @@
+"""Write a bundle: graphs, gate, probe, manifest; all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from tk.export.gate import Verdict, run_gate, summarise
+from tk.export.graph import OPSET, to_onnx
+from tk.export.model import ExportModel
+from tk.runtime.backends.base import Arrays
+from tk.runtime.bundle import MANIFEST, PARITY, PROBE
+from tk.runtime.errors import CheckFailed, TkError
+from tk.runtime.files import atomic_folder, sha256_file, write_json
+from tk.runtime.images import find_images, read_image
+from tk.runtime.manifest import Artifact, Manifest
+from tk.runtime.preprocess import ImageSpec, fit, spec_to_json
+
+GATE_IMAGES = 16
+"""Real images that the gate looks at; more only repeat the same arithmetic."""
+
+PROBE_IMAGES = 2
+LIBRARIES = ("tk-vision", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "timm")
+
+
+def load_canvases(folder: Path, spec: ImageSpec) -> NDArray[np.uint8]:
+    """Put real images on the model's canvas, spread over the folder; unreadable ones are passed by.
+
+    Returns:
+        (n, H, W, 3) uint8, n <= GATE_IMAGES.
+
+    Raises:
+        TkError: not one readable image.
+    """
+    files = find_images(folder)
+    step = max(1, len(files) // GATE_IMAGES)
+    canvases = []
+    for file in files[::step]:
+        try:
+            canvases.append(fit(spec, read_image(file))[0])
+        except TkError:
+            continue  # a broken file among the images proves nothing about the model
+        if len(canvases) == GATE_IMAGES:
+            break
+    if not canvases:
+        raise TkError(f"no readable image in {folder}: the gate needs real images")
+    return np.stack(canvases)
+
+
+def write_bundle(
+    model: ExportModel, out: Path, images: Path, *, overwrite: bool = False
+) -> list[str]:
+    """Export a model and prove it.
+
+    Args:
+        model: what to export.
+        out: the bundle folder to make.
+        images: folder of real images for the gate.
+        overwrite: replace an existing bundle.
+
+    Returns:
+        What was measured, one line per figure.
+
+    Raises:
+        CheckFailed: a graph or a figure is not fit to ship; nothing is kept.
+    """
+    canvases = load_canvases(images, model.image)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        graphs = {name: _graph(model, name, canvases, folder) for name in model.parts}
+        verdicts = run_gate(model, graphs, canvases)
+        lines = summarise(verdicts)
+        if not all(verdict.measure.passed for verdict in verdicts):
+            failed = "\n    ".join(line for line in lines if line.startswith("FAIL"))
+            raise CheckFailed(
+                f"{out.name} does not give the answers of its PyTorch model; nothing was kept",
+                found=failed,
+                fix="report this model: the graph of a float32 export should be equal",
+            )
+        write_json(folder / PARITY, _parity_json(verdicts, len(canvases)))
+        np.savez_compressed(folder / PROBE, allow_pickle=False, **_probe(model, canvases))
+        files = {name: sha256_file(folder / name) for name in (PARITY, PROBE)}
+        artifacts = [artifact for artifact, _ in graphs.values()]
+        write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
+    return lines
+
+
+def _graph(
+    model: ExportModel, name: str, canvases: NDArray[np.uint8], folder: Path
+) -> tuple[Artifact, bytes]:
+    part = model.parts[name]
+    facts = {
+        "tk.task": model.task,
+        "tk.part": name,
+        "tk.image": orjson.dumps(spec_to_json(model.image)).decode(),
+        "tk.crop": orjson.dumps(spec_to_json(model.crop) if model.crop else None).decode(),
+        "tk.classes": orjson.dumps(model.classes).decode(),
+    }
+    data = to_onnx(part, part.feed(canvases, 2), facts)
+    file = f"{name}.fp32.onnx"
+    (folder / file).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    artifact = Artifact(file, digest, len(data), name, "onnx", "fp32", {"opset": OPSET})
+    return artifact, data
+
+
+def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
+    """Real inputs and what PyTorch makes of them, for `tk verify` on machines without PyTorch.
+
+    Parts run on what the part before them gave; intermediate features are not stored, because
+    they are megabytes and the last part's answers prove them too.
+    """
+    probe: Arrays = {"input/image": canvases[:PROBE_IMAGES]}
+    given: Arrays = {}
+    for name, part in model.parts.items():
+        inputs = part.feed(canvases, PROBE_IMAGES)
+        inputs |= {key: value[:1] for key, value in given.items() if key in inputs}
+        given = part.run(inputs)
+        for spec in part.spec.inputs:
+            if spec.name == "boxes":
+                probe["input/boxes"] = inputs["boxes"]
+        last = name == list(model.parts)[-1]
+        probe |= {f"output/{name}/{key}": value for key, value in given.items() if last}
+    return probe
+
+
+def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
+    pairs = sorted({(v.file, v.backend) for v in verdicts})
+    return {
+        "reference": "float32 PyTorch, eager, CPU",
+        "images": images,
+        "verdicts": [
+            {
+                "file": file,
+                "backend": backend,
+                "passed": all(
+                    v.measure.passed for v in verdicts if (v.file, v.backend) == (file, backend)
+                ),
+            }
+            for file, backend in pairs
+        ],
+        "figures": [
+            {
+                "file": v.file,
+                "backend": v.backend,
+                "part": v.part,
+                "test": v.test,
+                "batch": v.batch,
+                "output": v.measure.output,
+                "metric": v.measure.metric,
+                "value": v.measure.value,
+                "threshold": v.measure.threshold,
+                "passed": v.measure.passed,
+            }
+            for v in verdicts
+        ],
+    }
+
+
+def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str, str]) -> Manifest:
+    source = {
+        **model.source,
+        "file": model.checkpoint.name,
+        "sha256": sha256_file(model.checkpoint),
+        "parameters": model.parameters,
+    }
+    return Manifest(
+        task=model.task,
+        image=model.image,
+        crop=model.crop,
+        parts={name: part.spec for name, part in model.parts.items()},
+        classes=model.classes,
+        settings=model.settings,
+        source=source,
+        versions=_versions(),
+        licence=model.licence,
+        artifacts=tuple(artifacts),
+        files=files,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
