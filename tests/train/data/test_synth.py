@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -176,3 +179,30 @@ def test_dataset__keeps_what_is_there(tmp_path: Path) -> None:
     write_tools_dataset(tmp_path / "out", images=1, size=256, seed=0, overwrite=True)
     assert not (tmp_path / "out" / "mine.txt").exists()
     assert (tmp_path / "out" / "images" / "scene_00000.jpg").is_file()
+
+
+def test_write__workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from tk.train.data.synth.dataset import write_tools_dataset\n"
+        "if __name__ == '__main__':\n"
+        "    out = pathlib.Path(sys.argv[1])\n"
+        "    write_tools_dataset(out, images=5000, size=256, seed=0, workers=2)"
+    )
+    script = tmp_path / "draw.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "out")])
+    children: set[str] = set()
+    while len(children) < 2:
+        assert process.poll() is None
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        names = {pid: Path(f"/proc/{pid}/cmdline") for pid in listed}
+        children = {pid for pid, file in names.items() if "spawn_main" in file.read_text()}
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "workers outlive their killed parent"
+        time.sleep(0.2)

@@ -81,26 +81,60 @@ class Segmenter:
         image_hw: tuple[int, ...],
     ) -> Masks:
         on_canvas = placement.to_canvas(boxes)
-        frames = self._frames(on_canvas, placement)
-        regions = enlarge(boxes, REGION_MARGIN)
-        regions = np.concatenate([np.floor(regions[:, :2]), np.ceil(regions[:, 2:])], axis=1)
-        regions = clip(regions.astype(np.float32), image_hw[1], image_hw[0]).astype(int)
-        masks: list[BoxMask] = []
-        iou: list[NDArray[np.generic]] = []
+        logits: list[NDArray[np.float32]] = []
+        iou: list[NDArray[np.float32]] = []
         size = self.manifest.parts["decoder"].max_batch
         for start in range(0, len(boxes), size):
             outputs = self.decoder.run({**features, "boxes": on_canvas[start : start + size]})
-            iou.append(outputs["iou"])
-            for offset, logits in enumerate(outputs["logits"]):
-                index = start + offset
-                logits = np.asarray(logits, np.float32)
-                hw = (image_hw[0], image_hw[1])
-                masks.append(upsample_logits(logits, frames[index], regions[index], hw))
-        return Masks(tuple(masks), np.concatenate(iou).astype(np.float32))
+            logits.append(np.asarray(outputs["logits"], np.float32))
+            iou.append(np.asarray(outputs["iou"], np.float32))
+        frames = self._frames(on_canvas, placement)
+        masks = draw_masks(np.concatenate(logits), frames, boxes, image_hw)
+        return Masks(masks, np.concatenate(iou))
 
     def _frames(self, on_canvas: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
         settings, spec = self.manifest.settings, self.manifest.image
-        if settings["mask_frame"] == "canvas":
-            canvas = np.asarray([[0, 0, spec.width, spec.height]], np.float32)
-            return np.repeat(placement.to_image(canvas), len(on_canvas), axis=0)
-        return placement.to_image(enlarge(on_canvas, settings["frame_margin"]))
+        if settings["mask_frame"] == "box":
+            return box_frames(on_canvas, placement, settings["frame_margin"])
+        canvas = np.asarray([[0, 0, spec.width, spec.height]], np.float32)
+        return np.repeat(placement.to_image(canvas), len(on_canvas), axis=0)
+
+
+def box_frames(
+    on_canvas: NDArray[np.float32], placement: Placement, margin: float
+) -> NDArray[np.float32]:
+    """Rectangles of the image that logits over enlarged prompt boxes cover.
+
+    Args:
+        on_canvas: (N, 4) float32 xyxy, canvas pixels.
+        placement: where the image lies on the canvas.
+        margin: share of a box's longer side that the decoder adds on each side.
+
+    Returns:
+        (N, 4) float32 xyxy, image pixels; may reach outside the image.
+    """
+    return placement.to_image(enlarge(on_canvas, margin))
+
+
+def draw_masks(
+    logits: NDArray[np.float32],
+    frames: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    image_hw: tuple[int, ...],
+) -> tuple[BoxMask, ...]:
+    """Draw masks at image resolution, only inside the slightly enlarged boxes.
+
+    Args:
+        logits: (N, h, w) float32, object above 0.
+        frames: (N, 4) float32 xyxy, the rectangles of the image that they cover.
+        boxes: (N, 4) float32 xyxy, image pixels.
+        image_hw: height and width of the image.
+    """
+    regions = enlarge(boxes, REGION_MARGIN)
+    regions = np.concatenate([np.floor(regions[:, :2]), np.ceil(regions[:, 2:])], axis=1)
+    regions = clip(regions.astype(np.float32), image_hw[1], image_hw[0]).astype(np.int64)
+    hw = (image_hw[0], image_hw[1])
+    return tuple(
+        upsample_logits(own, frame, region, hw)
+        for own, frame, region in zip(logits, frames, regions, strict=True)
+    )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -145,8 +148,8 @@ def _results(job: partial[Written], images: int, workers: int) -> Iterator[Itera
     pool = ProcessPoolExecutor(
         min(workers, images),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=cv2.setNumThreads,
-        initargs=(1,),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
     )
     try:
         yield pool.map(job, range(images), chunksize=max(1, min(16, images // (4 * workers))))
@@ -195,3 +198,15 @@ def _write_crop(
     ):
         _, data = cv2.imencode(path.suffix, image, extra)
         path.write_bytes(data.tobytes())
+
+
+def _start_worker(parent: int) -> None:
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: after a kill -9 nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,107 @@
+"""Checkpoint of `tk train segmenter` -> two parts: an image encoder and a box decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tk.export.model import ExportModel, ExportPart, repeat_rows
+from tk.runtime.backends.base import Arrays
+from tk.runtime.manifest import Part, TensorSpec
+from tk.runtime.preprocess import ImageSpec
+from tk.train.run.checkpoint import image_spec_of
+from tk.train.segmenter.model import COARSE, FINE, SIDE, CompactSegmenter, load_segmenter
+
+MAX_BOXES = 64
+"""Boxes per decoder call; the runtime takes more in several calls, which bounds memory."""
+
+
+class _Encoder(nn.Module):
+    def __init__(self, network: CompactSegmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.encode(image)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, network: CompactSegmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, fine: Tensor, coarse: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.decode(fine, coarse, boxes)
+
+
+def open_source(path: Path, max_batch: int) -> ExportModel:
+    """Rebuild the network and describe it.
+
+    Raises:
+        TkError: the checkpoint is damaged or of another task.
+    """
+    network, state = load_segmenter(path)
+    image = image_spec_of(state)
+    height, width = image.height, image.width
+    fine, coarse = (FINE, height // 2, width // 2), (COARSE, height // 4, width // 4)
+    canvas = TensorSpec("image", "uint8", ("B", height, width, 3), "RGB canvas")
+    encoder = Part(
+        (canvas,),
+        (
+            TensorSpec("fine", "float32", ("B", *fine), "features at stride 2"),
+            TensorSpec("coarse", "float32", ("B", *coarse), "features at stride 4"),
+        ),
+        max_batch,
+    )
+    decoder = Part(
+        (
+            TensorSpec("fine", "float32", (1, *fine), "of one picture"),
+            TensorSpec("coarse", "float32", (1, *coarse), "of one picture"),
+            TensorSpec("boxes", "float32", ("N", 4), "xyxy, canvas pixels"),
+        ),
+        (
+            TensorSpec("logits", "float32", ("N", SIDE, SIDE), "object above 0, over the frame"),
+            TensorSpec("iou", "float32", ("N",), "expected mask quality, 0..1"),
+        ),
+        MAX_BOXES,
+    )
+
+    def feed_encoder(canvases: NDArray[np.uint8], batch: int) -> Arrays:
+        return {"image": repeat_rows(canvases, batch)}
+
+    @torch.inference_mode()
+    def feed_decoder(canvases: NDArray[np.uint8], batch: int) -> Arrays:
+        features = network.encode(torch.from_numpy(canvases[:1]))
+        arrays = [feature.numpy() for feature in features]
+        return {"fine": arrays[0], "coarse": arrays[1], "boxes": spread_boxes(image, batch)}
+
+    return ExportModel(
+        task="segmenter",
+        parts={
+            "encoder": ExportPart(_Encoder(network).eval(), encoder, feed_encoder),
+            "decoder": ExportPart(_Decoder(network).eval(), decoder, feed_decoder),
+        },
+        image=image,
+        crop=None,
+        classes=(),
+        settings={"mask_frame": "box", "frame_margin": network.margin},
+        source={"step": state["step"], "best": state.get("best")},
+        licence="own weights",
+        checkpoint=path,
+    )
+
+
+def spread_boxes(image: ImageSpec, count: int) -> NDArray[np.float32]:
+    """Boxes of many sizes and places, some over the edge: (count, 4) float32 xyxy, canvas pixels.
+
+    The gate compares two runs of one network, so it needs variety, not objects.
+    """
+    random = np.random.default_rng(0)
+    centres = random.uniform(0, 1, (count, 2))
+    sizes = np.exp(random.uniform(np.log(0.03), np.log(0.8), (count, 2)))
+    corners = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+    return np.asarray(corners * np.tile([image.width, image.height], 2), np.float32)
