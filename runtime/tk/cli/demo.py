@@ -111,7 +111,8 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
         out / "bench",
         *("bench", "annotator", out / "bench", "--images", held_out / "images"),
         *("--bundles", bundles, "--gallery", gallery, "--source", runs),
-        *("--truth", held_out / "annotations.json", "--limit", scale.bench),
+        *("--truth", held_out / "annotations.json", "--predictions", results / "predictions.json"),
+        *("--limit", scale.bench),
     )
 
 

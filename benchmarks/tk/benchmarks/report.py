@@ -1,0 +1,136 @@
+"""Results of `tk bench annotator` as text, Markdown, CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from tk.runtime.files import atomic_folder, write_json
+
+JSON, MARKDOWN, CSV, PICTURE = "results.json", "results.md", "results.csv", "stages.png"
+COLUMNS = ("stage", "pytorch_ms", "tk_ms", "ratio")
+
+
+def write_results(out: Path, results: dict[str, Any], *, overwrite: bool) -> None:
+    """Write results.json, results.md, results.csv and stages.png, all or none."""
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        write_json(folder / JSON, results)
+        (folder / MARKDOWN).write_text(markdown(results), encoding="utf-8")
+        with open(folder / CSV, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(results["summary"]["rows"])
+        _plot(folder / PICTURE, results["summary"]["rows"])
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Lines for a terminal: stages, then what the figures mean."""
+    lines = [f"{'ms per image':<22}{'pytorch':>10}{'tk':>10}{'ratio':>9}"]
+    for row in results["summary"]["rows"]:
+        values = f"{row['pytorch_ms']:>10.2f}{row['tk_ms']:>10.2f}{_ratio(row['ratio']):>9}"
+        lines.append(f"{row['stage']:<22}{values}")
+    return [*lines, *summary_lines(results), *results["quality_lines"]]
+
+
+def summary_lines(results: dict[str, Any]) -> list[str]:
+    """Speed, efficiency, memory and equality in a few sentences."""
+    summary, equality = results["summary"], results["equality"]
+    low, high = summary["ratio_range"]
+    own_low, own_high = summary["ratio_range_without_encode"]
+    lines = [
+        f"ratio over pairs of passes: {low:.2f}..{high:.2f}x, "
+        f"without encode {own_low:.2f}..{own_high:.2f}x"
+    ]
+    for side, own in summary["sides"].items():
+        peak = own["peak_rss_mb"]
+        memory = "" if peak is None else f", peak memory +{peak:.0f} MB"
+        lines.append(
+            f"{side}: {own['images_per_second']:.2f} images/s, per image p50 {own['p50_ms']:.1f} "
+            f"p90 {own['p90_ms']:.1f} ms (n {own['samples']}){memory}"
+        )
+    lines.append(
+        f"efficiency of tk: {summary['engine_ms']:.2f} ms per image inside engines, "
+        f"{summary['efficiency']:.0%} of wall time"
+    )
+    return [*lines, *_equality_lines(equality), *(f"PROBLEM: {p}" for p in results["problems"])]
+
+
+def _equality_lines(equality: dict[str, Any]) -> list[str]:
+    return [
+        f"equal: {equality['matched']} matched of {equality['reference']} (pytorch) and "
+        f"{equality['candidate']} (tk), share {equality['matched_share']:.4f}; box IoU mean "
+        f"{equality['mean_box_iou']:.4f} min {equality['min_box_iou']:.4f}; mask IoU mean "
+        f"{equality['mean_mask_iou']:.4f} min {equality['min_mask_iou']:.4f}; same class "
+        f"{equality['class_agreement']:.4f}"
+    ]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A page that says what was measured and how."""
+    facts, options = results["environment"], results["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    sessions = ", ".join(
+        f"{s['name']} ({s['precision']}) on {s['backend']}" for s in results["sessions"]
+    )
+    load = " ".join(str(value) for value in facts["load_average"])
+    parts = [
+        "# tk annotate against plain PyTorch",
+        f"{options['pictures_timed']} images of `{options['images']}`, {facts['time']}.",
+        _markdown_table(results["summary"]["rows"]),
+        _bullets(summary_lines(results)),
+    ]
+    if results["quality_lines"]:
+        parts += ["## Against ground truth (tk)", _bullets(results["quality_lines"])]
+    parts += [
+        "## How it was measured",
+        _bullets(results["method"]),
+        "## Where",
+        _bullets(
+            [
+                f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, "
+                f"{facts['system']}; {facts['threads']} threads; load average before: {load}",
+                f"Python {facts['python']}, {versions}",
+                f"engines: {sessions}",
+            ]
+        ),
+        "![Milliseconds per image by stage](stages.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| stage | PyTorch, ms per image | tk, ms per image | ratio |", "|---|--:|--:|--:|"]
+    for row in rows:
+        cells = f"{row['pytorch_ms']:.2f} | {row['tk_ms']:.2f} | {_ratio(row['ratio'])}"
+        lines.append(f"| {row['stage']} | {cells} |")
+    return "\n".join(lines)
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x" if value == value else "-"
+
+
+def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Stacked bars of both sides, with and without `encode`, which may dwarf the rest."""
+    from matplotlib.figure import Figure
+
+    stages = [row for row in rows if not row["stage"].startswith("total")]
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for place, left_out in enumerate(("", "encode")):
+        axes = figure.add_subplot(1, 2, place + 1)
+        starts = [0.0, 0.0]
+        for index, row in enumerate(stages):
+            if row["stage"] == left_out:
+                continue
+            widths = [row["tk_ms"], row["pytorch_ms"]]
+            axes.barh(["tk", "PyTorch"], widths, left=starts, label=row["stage"], color=f"C{index}")
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        axes.set_xlabel("ms per image")
+        axes.set_title(f"without {left_out}" if left_out else "all stages")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
