@@ -65,6 +65,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback, without importing rich
     context_settings=DASHES,
 )
 

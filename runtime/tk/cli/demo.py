@@ -39,7 +39,7 @@ class Scale:
     bench: int
 
 
-FULL = Scale(600, 60, 40, 1000, 600, 12, 12)
+FULL = Scale(600, 60, 40, 400, 600, 6, 12)
 QUICK = Scale(60, 16, 6, 40, 30, 1, 2)
 
 
@@ -90,8 +90,9 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
     yield step(
         runs / "embedder",
         *("train", "embedder", "--data_root", train / "crops", "--out_dir", runs / "embedder"),
-        *("--model_id", "resnet10t", "--no-pretrained", "--img_size", 96),
-        *("--crop_mode", "mask", "--epochs", scale.embedder),
+        *("--model_id", "test_resnet", "--no-pretrained", "--img_size", 96),
+        *("--crop_mode", "mask", "--batch", 32, "--lr", 3e-3, "--margin_warmup", 0.8),
+        *("--val_split", 0.1, "--test_split", 0, "--epochs", scale.embedder),
     )
     for task in ("detector", "segmenter", "embedder"):
         images = train / "crops" if task == "embedder" else train / "images"

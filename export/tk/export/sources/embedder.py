@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
@@ -12,6 +14,14 @@ from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.train.embedder.train import load_embedder
 from tk.train.run.checkpoint import classes_of, config_of, crop_spec_of, image_spec_of
+
+
+def _licence(config: dict[str, Any]) -> str:
+    """What timm states for the weights that training started from."""
+    if not config.get("pretrained") or config.get("weights"):
+        return "own weights"
+    stated = timm.get_pretrained_cfg(config["model_id"])
+    return f"{config['model_id']}: {getattr(stated, 'license', None) or 'not stated'}"
 
 
 def open_source(path: Path, max_batch: int) -> ExportModel:
@@ -39,6 +49,6 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
         classes=(),
         settings={"trained_on": list(classes_of(state)), "model_id": config["model_id"]},
         source={"step": state["step"], "best": state.get("best")},
-        licence="" if config.get("pretrained") else "own weights",
+        licence=_licence(config),
         checkpoint=path,
     )

@@ -1,0 +1,90 @@
+"""Options of `tk train embedder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.train.run.config import TrainConfig
+
+
+class EmbedderConfig(TrainConfig):
+    """Options of the embedder; `save_every` and `eval_every` count epochs here, not steps."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_root": "data",
+        "out_dir": "out",
+        "batch": "batch_size",
+    }
+
+    data: Path = Field(description="folder with the classes: DATA/<class>/cropped/*")
+    model_id: str = Field("vit_large_patch16_dinov3.lvd1689m", description="timm backbone")
+    pretrained: bool = Field(True, description="start from the backbone's published weights")
+    weights: Path | None = Field(None, description="local file with the backbone's weights")
+    emb_dim: int = Field(128, ge=2, description="length of the embedding")
+    img_size: int = Field(224, ge=16, description="side of the square canvas, pixels")
+    freeze_backbone: bool = Field(False, description="train the head only")
+    backbone_lr: float = Field(
+        0.0, ge=0, description="learning rate of the backbone; 0: lr / 5 if pretrained, else lr"
+    )
+    loss: Literal["arcface", "cosface"] = Field("arcface", description="margin loss")
+    scale: float = Field(30.0, gt=0, description="s of the margin loss")
+    margin: float = Field(0.30, ge=0, le=1, description="m of the margin loss")
+    margin_warmup: float = Field(
+        0.0, ge=0, le=1, description="share of the run in which m grows from 0; helps from scratch"
+    )
+    aug: Literal["none", "light", "tools"] = Field(
+        "tools", description="augmentation: none, light (keeps orientation), tools (any angle)"
+    )
+    crop_mode: Literal["bbox", "mask", "mix"] = Field(
+        "bbox", description="background of the crops: kept, painted over, or painted now and then"
+    )
+    mix_mask_p: float = Field(0.4, ge=0, le=1, description="how often `mix` paints the background")
+    val_split: float = Field(0.2, ge=0, lt=1, description="share for validation")
+    test_split: float = Field(0.1, ge=0, lt=1, description="share for the test")
+    min_per_class: int = Field(10, ge=1, description="fewer images in a class are an error")
+    max_refs_per_class: int = Field(0, ge=0, description="references per class; 0: no limit")
+    cache_gb: float = Field(4.0, ge=0, description="memory for decoded pictures, GB")
+    epochs: int = Field(15, ge=1, description="passes over the training split")
+    steps: int = Field(0, ge=0, description="optimizer steps; 0: as many as the epochs need")
+    batch_size: int = Field(64, ge=2, description="samples per step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    eval_every: int = Field(1, ge=0, description="epochs between validations; 0: at the end only")
+    save_every: int = Field(5, ge=0, description="epochs between checkpoints; 0: at the end only")
+    seed: int = Field(42, ge=0, description="seed of weights, splits, order and augmentation")
+
+    @model_validator(mode="after")
+    def _splits_leave_something(self) -> EmbedderConfig:
+        if self.val_split + self.test_split >= 1:
+            raise ValueError("val_split + test_split must leave something to train on")
+        return self
+
+    def image_spec(self) -> ImageSpec:
+        """The canvas that training, export and runtime share."""
+        return ImageSpec(self.img_size, self.img_size, anchor="center")
+
+    def crop_spec(self) -> CropSpec:
+        """How the runtime cuts crops for this model; `mix` promises to do without masks."""
+        return CropSpec(background="mask" if self.crop_mode == "mask" else "keep")
+
+    def mask_share(self) -> float:
+        """Probability that a training picture's background is painted over."""
+        return {"bbox": 0.0, "mask": 1.0, "mix": self.mix_mask_p}[self.crop_mode]
+
+    def in_steps(self, samples: int) -> EmbedderConfig:
+        """The same run counted in optimizer steps, as the training loop wants it.
+
+        Args:
+            samples: size of the training split.
+        """
+        epoch = max(1, -(-samples // self.batch_size))
+        return self.model_copy(
+            update={
+                "steps": self.steps or epoch * self.epochs,
+                "eval_every": self.eval_every * epoch,
+                "save_every": self.save_every * epoch,
+            }
+        )

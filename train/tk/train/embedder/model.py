@@ -1,0 +1,141 @@
+"""The embedding network: a timm backbone, a small head, unit length."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tk.runtime.errors import TkError
+
+HIDDEN = 512
+
+
+class EmbedNet(nn.Module):
+    """uint8 pictures in, unit vectors out; this is the module that export traces.
+
+    Args:
+        model_id: name of a timm model.
+        emb_dim: length D of the embedding.
+        img_size: height and width of the canvas, pixels.
+        pretrained: fetch the backbone's published weights.
+        weights: a local file with the backbone's weights, instead of `pretrained`.
+
+    Raises:
+        TkError: timm knows no such model, or the weights do not fit it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model_id: str,
+        emb_dim: int = 128,
+        img_size: int = 224,
+        *,
+        pretrained: bool = False,
+        weights: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = _backbone(model_id, img_size, pretrained=pretrained and weights is None)
+        if weights is not None:
+            _load_weights(self.backbone, weights)
+        # MobileNets have a layer after the pooling, and more features than `num_features`.
+        features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        self.head = nn.Sequential(
+            nn.Linear(features, HIDDEN),
+            _BatchNorm(HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Linear(HIDDEN, emb_dim),
+        )
+        data = resolve_model_data_config(self.backbone)  # type: ignore[no-untyped-call]
+        self.register_buffer("mean", torch.tensor(data["mean"]) * 255)
+        self.register_buffer("std", torch.tensor(data["std"]) * 255)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed a batch of pictures.
+
+        Args:
+            image: (B, H, W, 3) uint8 RGB, already on the canvas.
+
+        Returns:
+            embedding: (B, D) float32, unit length.
+        """
+        scaled = (image.float() - self.mean) / self.std
+        feature = self.backbone(scaled.permute(0, 3, 1, 2))
+        # Half precision would leave lengths wrong in the third digit.
+        return F.normalize(self.head(feature).float(), dim=1)
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm that falls back on its running statistics for a training batch of one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] == 1:
+            return F.batch_norm(
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
+            )
+        return super().forward(input)
+
+
+def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
+    """A timm model without its classifier; ViTs get the canvas size and pool their class token."""
+    name, _, tag = model_id.partition(".")
+    if not timm.is_model(name) or (tag and model_id not in timm.list_pretrained(f"{name}.*")):
+        found = timm.list_pretrained(f"{name}*") or timm.list_models(f"*{name.split('_')[0]}*")
+        raise TkError(
+            "timm knows no such model",
+            expected=", ".join(found[:8]) or "a name from timm.list_models()",
+            found=model_id,
+            fix="choose another --model_id",
+        )
+    options: dict[str, Any] = {"num_classes": 0}
+    with torch.device("meta"):  # costs no memory: only to ask what kind of model it is
+        probe = timm.create_model(model_id, **options)
+    if "img_size" in inspect.signature(type(probe).__init__).parameters:
+        options["img_size"] = img_size
+    if getattr(probe, "cls_token", None) is not None:
+        options["global_pool"] = "token"
+    try:
+        model: Any = timm.create_model(model_id, pretrained=pretrained, **options)
+    except (OSError, RuntimeError) as error:
+        raise TkError(
+            f"the weights of {model_id} could not be had: {error}",
+            fix="give a file with --weights, or train from scratch with --no-pretrained",
+        ) from None
+    return model
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a backbone from a .pth, .pt or .safetensors file; its classifier is left out."""
+    if not path.is_file():
+        raise TkError(f"there is no weights file {path}")
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise TkError(f"{path} holds no weights that can be loaded safely: {error}") from None
+    known = model.state_dict()
+    missing = sorted(set(known) - set(state))
+    wrong = sorted(k for k in known if k in state and state[k].shape != known[k].shape)
+    if missing or wrong:
+        raise TkError(
+            f"{path} does not fit the backbone",
+            expected=f"{len(known)} tensors",
+            found=f"{len(missing)} missing {missing[:3]}, {len(wrong)} misshapen {wrong[:3]}",
+            fix="give weights of the same --model_id",
+        )
+    model.load_state_dict({k: state[k] for k in known})

@@ -1,0 +1,147 @@
+"""Checkpoints: flat dicts of tensors, numbers and strings that load with `weights_only=True`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tk.runtime.errors import TkError
+from tk.runtime.files import atomic_path
+from tk.runtime.preprocess import CropSpec, ImageSpec, spec_from_json
+
+FORMAT = "tk-checkpoint"
+VERSION = 1
+KEYS = ("task", "config", "classes", "image_spec", "crop_spec", "step", "epoch", "model")
+"""Keys of every checkpoint beside `format` and `version`; see `tk.train.run.loop` for the rest."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        state: the keys of `KEYS` and any others; values are tensors, numbers, strings, None, and
+            dicts, lists or tuples of these.
+    """
+    full = {"format": FORMAT, "version": VERSION, **state}
+    _check_plain(full, "state")
+    with atomic_path(path) as temporary:
+        torch.save(full, temporary)
+
+
+def load_checkpoint(path: Path, task: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; nothing in it is executed.
+
+    Args:
+        task: what the checkpoint must be for (`detector`, ...); None takes any.
+
+    Raises:
+        TkError: missing, truncated, foreign or newer file, or another task.
+    """
+    if not path.is_file():
+        raise TkError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises six kinds, all of which mean the same here
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise TkError(
+            f"{path} cannot be read as a checkpoint: truncated, or not written by tk train",
+            found=reason,
+            fix="use another checkpoint of the run (checkpoint_last.pth, checkpoint_best.pth)",
+        ) from None
+    _check_format(path, state, task)
+    checked: dict[str, Any] = state
+    return checked
+
+
+def _check_format(path: Path, state: Any, task: str | None) -> None:
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TkError(f"{path} is not a checkpoint of tk", expected=f"format {FORMAT!r}")
+    if state.get("version") != VERSION:
+        raise TkError(
+            f"{path} was written by another version of tk",
+            expected=f"checkpoint version {VERSION}",
+            found=str(state.get("version")),
+        )
+    if missing := [key for key in KEYS if key not in state]:
+        raise TkError(f"{path} is not a whole checkpoint", found="no " + ", ".join(missing))
+    if task is not None and state["task"] != task:
+        raise TkError(f"{path} is for another task", expected=task, found=str(state["task"]))
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse at once what `torch.load(weights_only=True)` would refuse later."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(inner, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for inner in value:
+            _check_plain(inner, where)
+    elif not (
+        value is None or isinstance(value, torch.Tensor) or type(value) in (bool, int, float, str)
+    ):
+        raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def config_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The resolved configuration the checkpoint was trained with."""
+    config: dict[str, Any] = json.loads(state["config"])
+    return config
+
+
+def classes_of(state: dict[str, Any]) -> tuple[str, ...]:
+    """Class names, in the order of the model's outputs."""
+    return tuple(json.loads(state["classes"]))
+
+
+def image_spec_of(state: dict[str, Any]) -> ImageSpec:
+    """How a picture becomes the model's input."""
+    return spec_from_json(ImageSpec, json.loads(state["image_spec"]))
+
+
+def crop_spec_of(state: dict[str, Any]) -> CropSpec | None:
+    """How an object is cut out, for models that look at crops."""
+    text = state["crop_spec"]
+    return spec_from_json(CropSpec, json.loads(text)) if text else None
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of torch, numpy and python as tensors and numbers."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy_key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+        "numpy_pos": int(numpy_state["state"]["pos"]),
+        "numpy_has_gauss": int(numpy_state["has_gauss"]),
+        "numpy_gauss": float(numpy_state["gauss"]),
+        "python_version": version,
+        "python_words": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": gauss,
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` took."""
+    torch.set_rng_state(state["torch"])
+    key = state["numpy_key"].numpy().astype(np.uint32)
+    np.random.set_state(
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": key, "pos": state["numpy_pos"]},
+            "has_gauss": state["numpy_has_gauss"],
+            "gauss": state["numpy_gauss"],
+        }
+    )
+    words = tuple(state["python_words"].tolist())
+    random.setstate((state["python_version"], words, state["python_gauss"]))
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,59 @@
+"""What every training is told: the base of all training configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainConfig(BaseModel):
+    """Options common to all trainings; an algorithm adds its own and its own defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    may_differ: ClassVar[frozenset[str]] = frozenset(
+        {"out", "resume", "overwrite", "workers", "device", "threads", "save_every"}
+    )
+    """Fields that a resume may change: they do not say what is computed."""
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other spelling -> field, on the command line, in files and in Python."""
+
+    data: Path = Field(description="folder with the training data")
+    out: Path = Field(description="run folder: config, metrics, checkpoints")
+    steps: int = Field(1000, ge=1, description="optimizer steps of the whole run")
+    batch_size: int = Field(32, ge=1, description="samples per step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        0.05, ge=0, description="AdamW weight decay (not on biases and norms)"
+    )
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
+    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="of the forward pass, weights stay float32; auto: bfloat16 where it is fast",
+    )
+    workers: int = Field(0, ge=0, description="processes that prepare samples")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: at the end only")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
+    resume: str = Field(
+        "",
+        description="go on from a checkpoint, or from `last`: checkpoint_last.pth of --out",
+    )
+    overwrite: bool = Field(False, description="replace a run that is in the run folder")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(0, ge=0, description="CPU threads of PyTorch; 0: its default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {cls.aliases.get(name, name): value for name, value in values.items()}
+
+    def resolved(self) -> dict[str, Any]:
+        """All values as plain JSON types."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,101 @@
+"""The folder of one run: config.json, metrics.jsonl, train.log and checkpoints."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tk.runtime.errors import TkError
+from tk.runtime.files import read_json, write_bytes, write_json
+
+LIBRARIES = (
+    "tk-vision",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "albumentations",
+)
+
+
+class RunFolder:
+    """Files of one training run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.log_file = path / "train.log"
+        self.last = path / "checkpoint_last.pth"
+        self.best = path / "checkpoint_best.pth"
+        self.interrupt = path / "checkpoint_interrupt.pth"
+
+    def start(self, config: dict[str, Any], *, overwrite: bool = False) -> None:
+        """Begin a new run: write config.json, remove the metrics and checkpoints of an old one.
+
+        Raises:
+            TkError: there is a run here already and `overwrite` is false.
+        """
+        if self.config.exists() and not overwrite:
+            raise TkError(
+                f"{self.path} holds a run already",
+                fix="go on with --resume last, replace it with --overwrite, or change --out",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in (self.metrics, self.log_file, self.last, self.best, self.interrupt):
+            path.unlink(missing_ok=True)
+        self.write_config(config)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the resolved configuration and the versions of the libraries."""
+        write_json(self.config, {"config": config, "versions": library_versions()})
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration of the run."""
+        config: dict[str, Any] = read_json(self.config)["config"]
+        return config
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line; a record has `step`; numbers that are not finite become null."""
+        with open(self.metrics, "ab") as file:
+            file.write(
+                orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+            )
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines; a line torn by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        return [
+            orjson.loads(line)
+            for line in self.metrics.read_bytes().splitlines(keepends=True)
+            if line.endswith(b"\n")
+        ]
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was measured after `step`: a resumed run measures it again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_bytes(self.metrics, b"".join(orjson.dumps(record) + b"\n" for record in kept))
+
+    def log(self, text: str) -> None:
+        """Add a line with the time of day to train.log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.log_file, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a run depends on; libraries that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

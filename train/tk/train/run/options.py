@@ -1,0 +1,159 @@
+"""Command-line options made from a configuration model, and TOML or JSON files read into it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from tk.runtime.errors import TkError
+from tk.runtime.files import read_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def make_command(
+    config_class: type[Config], run: Callable[[Config], Any], help: str
+) -> Callable[..., None]:
+    """Build a typer command whose options are the fields of `config_class`, and `--config FILE`.
+
+    Values come from the model's defaults, then from the file, then from the command line.
+
+    Args:
+        config_class: pydantic model; descriptions become the help, defaults the shown defaults.
+        run: called with the validated configuration.
+        help: text of the command.
+    """
+
+    def command(**given: Any) -> None:
+        file = given.pop("config", None)
+        values = read_config_file(file, config_class) if file else {}
+        # An option that was not given is None, an empty list if it may be repeated.
+        values.update({name: value for name, value in given.items() if value not in (None, [])})
+        run(validate(config_class, values))
+
+    parameters = [_parameter("config", Path, "TOML or JSON file with values of these options")]
+    spellings = _aliases(config_class)
+    for name, field in config_class.model_fields.items():
+        others = [other for other, target in spellings.items() if target == name]
+        parameters.append(_parameter(name, _plain_type(field.annotation), _help(field), others))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = help
+    return command
+
+
+def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Build the configuration.
+
+    Raises:
+        TkError: names every missing, unknown or wrong option.
+    """
+    try:
+        return config_class(**values)
+    except ValidationError as error:
+        problems = error.errors()
+    missing = [_option(str(item["loc"][0])) for item in problems if item["type"] == "missing"]
+    if missing:
+        raise TkError("missing option " + ", ".join(missing), fix="see --help") from None
+    lines = []
+    for item in problems:
+        name = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{name}: there is no such option")
+        else:
+            lines.append(f"{_option(name)}: {item['msg']}, found {item['input']!r}")
+    raise TkError("; ".join(lines) or "wrong options", fix="see --help")
+
+
+def read_config_file(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
+    """Read a TOML or JSON file of options; relative paths in it start at the file's folder.
+
+    Raises:
+        TkError: missing file, bad syntax, another kind of file, unknown keys.
+    """
+    values = _read_toml(path) if path.suffix == ".toml" else read_json(path)
+    if not isinstance(values, dict):
+        raise TkError(f"{path} must hold a table of options", found=type(values).__name__)
+    aliases, fields = _aliases(config_class), config_class.model_fields
+    names = {key: str(key).replace("-", "_") for key in values}
+    values = {aliases.get(names[key], names[key]): value for key, value in values.items()}
+    if unknown := sorted(set(values) - set(fields)):
+        raise TkError(
+            f"{path} has keys that are no options: {', '.join(unknown)}",
+            expected=", ".join(fields),
+        )
+    for name, value in values.items():
+        if isinstance(value, str) and _plain_type(fields[name].annotation) is Path:
+            values[name] = path.parent / value
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TkError(f"{path} does not exist") from None
+    except tomllib.TOMLDecodeError as error:
+        raise TkError(f"{path} is not valid TOML: {error}") from None
+
+
+def _aliases(config_class: type[BaseModel]) -> dict[str, str]:
+    """Other spelling -> field (see `TrainConfig.aliases`)."""
+    aliases: dict[str, str] = getattr(config_class, "aliases", {})
+    return aliases
+
+
+def _parameter(name: str, kind: Any, help: str, others: Sequence[str] = ()) -> inspect.Parameter:
+    declarations = [_option(name), *map(_option, others)]
+    if kind is bool:
+        declarations = [f"{_option(name)}/--no-{_option(name)[2:]}"]
+    option = typer.Option(*declarations, help=help, show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[kind], option],  # noqa: UP045 - kind is a value
+    )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.is_required():
+        return f"{text} (required)"
+    value = field.get_default(call_default_factory=True)
+    if value in (None, "", (), []):
+        return text
+    shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    return f"{text} (default: {shown})"
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type typer needs: without None, sequences as lists, choices as they are."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        inner = [kind for kind in get_args(annotation) if kind is not NoneType]
+        return _plain_type(inner[0]) if len(inner) == 1 else str
+    if origin in (list, tuple):
+        return list[_plain_type(get_args(annotation)[0])]  # type: ignore[misc]
+    if origin is Literal or annotation in (int, float, str, bool, Path):
+        return annotation
+    return str

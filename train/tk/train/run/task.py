@@ -1,0 +1,105 @@
+"""What a training has to say for itself; the loop does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.train.run.sampling import epoch_permutation
+
+
+class TrainTask(ABC):
+    """One training: model, samples, loss, evaluation.
+
+    Attributes:
+        name: the task in the checkpoint (`detector`, `segmenter`, `embedder`, ...).
+        best_metric: key of `evaluate()` by which `checkpoint_best.pth` is chosen, the larger the
+            better; empty: the last is the best.
+        betas: of AdamW; 0.99 for the second suits runs of a few hundred steps.
+        model: what is trained; its state dict is `model` in the checkpoint.
+        classes, image_spec, crop_spec: kept in the checkpoint for export and runtime.
+    """
+
+    name: ClassVar[str]
+    best_metric: ClassVar[str] = ""
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+
+    model: nn.Module
+    classes: tuple[str, ...] = ()
+    image_spec: ImageSpec
+    crop_spec: CropSpec | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of training samples in an epoch."""
+
+    @abstractmethod
+    def sample(self, index: int, rng: np.random.Generator) -> Any:
+        """Make one training sample; may run in a worker process, must use no other randomness."""
+
+    @abstractmethod
+    def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Scalars of one batch: `loss` is minimised, the others are logged.
+
+        Args:
+            batch: what `collate` made, moved to the device.
+            step: optimizer step, from 0.
+        """
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on the held-out share; called in eval mode without gradients."""
+        return {}
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Make a batch of samples (in the worker process)."""
+        return default_collate(list(samples))
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Indices of the samples of an epoch, `len(self)` of them; override to balance."""
+        return epoch_permutation(seed, epoch, len(self))
+
+    def to(self, device: torch.device) -> None:
+        """Move everything that computes to a device."""
+        self.model.to(device)
+
+    def train_mode(self) -> None:
+        """Enter training mode; override to keep frozen parts in eval mode."""
+        self.model.train()
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups; `lr_scale` of a group multiplies the scheduled learning rate."""
+        return decay_groups(self.model, weight_decay)
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - most have nothing to do
+        """Called after optimizer step `step` (a moving average of the weights, say)."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """State beside model and optimizer (tensors, numbers, strings, dicts of these)."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Restore what `extra_state` gave."""
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices and kernels decay, biases and norms do not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
