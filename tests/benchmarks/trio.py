@@ -46,7 +46,9 @@ def write_runs(folder: Path) -> None:
     nn.init.constant_(heat.bias, 0.5)  # else every cell is background
     _save(folder / "detector", "detector", detector, ImageSpec(96, 96), None, ("tool",), {})
     segmenter = CompactSegmenter(96, 96, 0.1)
-    nn.init.normal_(segmenter.mask.weight, std=2.0)
+    for vote in segmenter.votes:
+        assert isinstance(vote, nn.Conv2d)
+        nn.init.normal_(vote.weight, std=2.0)
     spec = ImageSpec(96, 96)
     _save(folder / "segmenter", "segmenter", segmenter, spec, None, ("tool",), {"margin": 0.1})
     config = {"model_id": "resnet10t", "emb_dim": DIMENSION, "pretrained": False}

@@ -1,0 +1,113 @@
+"""`tk data` and `tk train`: options come from the configuration beside each algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tk.cli import DASHES
+from tk.train.detector.config import DetectorConfig
+from tk.train.embedder.config import EmbedderConfig
+from tk.train.run.options import make_command
+from tk.train.segmenter.config import SegmenterConfig
+
+
+def _group(help: str) -> typer.Typer:
+    return typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        no_args_is_help=True,
+        context_settings=DASHES,
+        help=help,
+    )
+
+
+data = _group("Prepare data: generated scenes with boxes, masks and classes.")
+train = _group("Train a detector, a segmenter or an embedder.")
+
+
+class Kind(str, Enum):
+    """What is drawn."""
+
+    tools = "tools"
+
+
+@data.callback()
+def _data() -> None:
+    """Prepare data: generated scenes with boxes, masks and classes."""
+
+
+@data.command()
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    kind: Annotated[Kind, typer.Option(help="tools: eleven hand tools.")] = Kind.tools,
+    images: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 100,
+    size: Annotated[
+        int, typer.Option(min=256, max=4000, help="Longer side of a scene, pixels.")
+    ] = 640,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; does not change a pixel.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Draw scenes: OUT/images, OUT/annotations.json (COCO, RLE), OUT/crops/<class>/.
+
+    Example: tk data synth scenes --images 200 --size 640 --seed 1 --workers 2
+    """
+    from tk.train.data.synth.dataset import write_tools_dataset
+
+    done = write_tools_dataset(
+        out, images=images, size=size, seed=seed, workers=workers, overwrite=overwrite
+    )
+    print(f"{out}: {done.images} {kind.value} scenes, {done.objects} objects")
+
+
+def _train_detector(config: DetectorConfig) -> Path:
+    from tk.train.detector.train import train_detector
+
+    return train_detector(config)
+
+
+def _train_segmenter(config: SegmenterConfig) -> Path:
+    from tk.train.segmenter.train import train_segmenter
+
+    return train_segmenter(config)
+
+
+def _train_embedder(config: EmbedderConfig) -> Path:
+    from tk.train.embedder.train import train_embedder
+
+    return train_embedder(config)
+
+
+def _add(name: str, config: Any, run: Callable[[Any], Path], help: str) -> None:
+    def report(value: Any) -> None:
+        checkpoint = run(value)
+        print(f"done: {checkpoint}; next: tk export {checkpoint} BUNDLE --images DIR")
+
+    train.command(name, help=help)(make_command(config, report, help))
+
+
+_add(
+    "detector",
+    DetectorConfig,
+    _train_detector,
+    "Train the compact one-stage detector on COCO data (images/ and annotations.json).",
+)
+_add(
+    "segmenter",
+    SegmenterConfig,
+    _train_segmenter,
+    "Train the compact box-prompted segmenter on COCO data with masks.",
+)
+_add(
+    "embedder",
+    EmbedderConfig,
+    _train_embedder,
+    "Train an ArcFace embedder on crops: DATA/<class>/cropped/*, with optional masks.",
+)
+
+COMMANDS: dict[str, typer.Typer] = {"data": data, "train": train}
