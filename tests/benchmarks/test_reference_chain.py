@@ -83,12 +83,11 @@ class BlobDetector(nn.Module):
 class BlobSegmenter(nn.Module):
     """Exactly the bright pixels of the canvas."""
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = image.amax(dim=-1).float() - 128
-        return features, features
+    def encode(self, image: Tensor) -> Tensor:
+        return image.amax(dim=-1).float() - 128
 
-    def decode(self, fine: Tensor, coarse: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        return fine.expand(len(boxes), -1, -1), torch.ones(len(boxes))
+    def decode(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return pixels.expand(len(boxes), -1, -1), torch.ones(len(boxes))
 
 
 class MeanColor(nn.Module):

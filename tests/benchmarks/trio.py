@@ -45,7 +45,7 @@ def write_runs(folder: Path) -> None:
     nn.init.normal_(heat.weight, std=0.5)
     nn.init.constant_(heat.bias, 0.5)  # else every cell is background
     _save(folder / "detector", "detector", detector, ImageSpec(96, 96), None, ("tool",), {})
-    segmenter = CompactSegmenter(96, 96, 0.1)
+    segmenter = CompactSegmenter(0.1)
     for vote in segmenter.votes:
         assert isinstance(vote, nn.Conv2d)
         nn.init.normal_(vote.weight, std=2.0)

@@ -168,10 +168,10 @@ class ReferenceChain:
             return objects
         canvas, placement = fit(self.segmenter.image, image)
         scale, offset = _placement(placement)
-        fine, coarse = self.segmenter.model.encode(_batch(canvas))
+        pixels = self.segmenter.model.encode(_batch(canvas))
         for box, score, word in zip(boxes, scores, words, strict=True):
             on_canvas = box * scale + offset
-            logits, _ = self.segmenter.model.decode(fine, coarse, on_canvas[None])
+            logits, _ = self.segmenter.model.decode(pixels, on_canvas[None])
             frame = (self._frame(on_canvas) - offset) / scale
             mask = full_mask(logits[0], frame, _region(box), image.shape[:2]).numpy()
             rows, columns = np.where(mask)

@@ -39,7 +39,7 @@ class Scale:
     bench: int
 
 
-FULL = Scale(600, 60, 40, 400, 600, 6, 12)
+FULL = Scale(600, 60, 40, 450, 800, 5, 10)
 QUICK = Scale(60, 16, 6, 40, 30, 1, 2)
 
 
@@ -67,7 +67,7 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
         return Step(tuple(str(argument) for argument in arguments), makes)
 
     drawn = (
-        (train, scale.scenes, 640),
+        (train, scale.scenes, 768),
         (scenes / "references", scale.references, 1024),
         (held_out, scale.held_out, 1024),
     )
@@ -80,12 +80,13 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
     yield step(
         runs / "detector",
         *("train", "detector", "--data", train, "--out", runs / "detector"),
-        *("--single-class", "tool", "--steps", scale.detector),
+        *("--single-class", "tool", "--size", 256, "--precision", "auto"),
+        *("--steps", scale.detector),
     )
     yield step(
         runs / "segmenter",
         *("train", "segmenter", "--data", train, "--out", runs / "segmenter"),
-        *("--steps", scale.segmenter),
+        *("--precision", "auto", "--steps", scale.segmenter),
     )
     yield step(
         runs / "embedder",
@@ -113,7 +114,7 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
         *("bench", "annotator", out / "bench", "--images", held_out / "images"),
         *("--bundles", bundles, "--gallery", gallery, "--source", runs),
         *("--truth", held_out / "annotations.json", "--predictions", results / "predictions.json"),
-        *("--limit", scale.bench),
+        *("--limit", scale.bench, "--repeats", 2),
     )
 
 

@@ -14,7 +14,7 @@ from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
 from tk.train.run.checkpoint import image_spec_of
-from tk.train.segmenter.model import COARSE, FINE, SIDE, CompactSegmenter, load_segmenter
+from tk.train.segmenter.model import SIDE, CompactSegmenter, load_segmenter
 
 MAX_BOXES = 64
 """Boxes per decoder call; the runtime takes more in several calls, which bounds memory."""
@@ -25,7 +25,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tensor:
         return self.network.encode(image)
 
 
@@ -34,8 +34,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, fine: Tensor, coarse: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.decode(fine, coarse, boxes)
+    def forward(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.decode(pixels, boxes)
 
 
 def open_source(path: Path, max_batch: int) -> ExportModel:
@@ -46,21 +46,13 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
     """
     network, state = load_segmenter(path)
     image = image_spec_of(state)
-    height, width = image.height, image.width
-    fine, coarse = (FINE, height // 2, width // 2), (COARSE, height // 4, width // 4)
-    canvas = TensorSpec("image", "uint8", ("B", height, width, 3), "RGB canvas")
-    encoder = Part(
-        (canvas,),
-        (
-            TensorSpec("fine", "float32", ("B", *fine), "features at stride 2"),
-            TensorSpec("coarse", "float32", ("B", *coarse), "features at stride 4"),
-        ),
-        max_batch,
-    )
+    shape = (3, image.height, image.width)
+    canvas = TensorSpec("image", "uint8", ("B", *shape[1:], 3), "RGB canvas")
+    pixels = "canvas scaled to about -2..2, padding 0"
+    encoder = Part((canvas,), (TensorSpec("pixels", "float32", ("B", *shape), pixels),), max_batch)
     decoder = Part(
         (
-            TensorSpec("fine", "float32", (1, *fine), "of one picture"),
-            TensorSpec("coarse", "float32", (1, *coarse), "of one picture"),
+            TensorSpec("pixels", "float32", (1, *shape), "of one picture"),
             TensorSpec("boxes", "float32", ("N", 4), "xyxy, canvas pixels"),
         ),
         (
@@ -75,9 +67,8 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
 
     @torch.inference_mode()
     def feed_decoder(canvases: NDArray[np.uint8], batch: int) -> Arrays:
-        features = network.encode(torch.from_numpy(canvases[:1]))
-        arrays = [feature.numpy() for feature in features]
-        return {"fine": arrays[0], "coarse": arrays[1], "boxes": spread_boxes(image, batch)}
+        own = network.encode(torch.from_numpy(canvases[:1])).numpy()
+        return {"pixels": own, "boxes": spread_boxes(image, batch)}
 
     return ExportModel(
         task="segmenter",

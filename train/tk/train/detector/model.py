@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tk.runtime.preprocess import ImageSpec
-from tk.train.run.checkpoint import classes_of, image_spec_of, load_checkpoint
+from tk.train.run.checkpoint import (
+    classes_of,
+    image_spec_of,
+    load_checkpoint,
+    load_weights,
+)
 
 STRIDE = 8
 QUERIES = 64
@@ -141,5 +146,5 @@ def load_detector(path: Path) -> tuple[CompactDetector, dict[str, Any]]:
     state = load_checkpoint(path, "detector")
     spec: ImageSpec = image_spec_of(state)
     model = CompactDetector(len(classes_of(state)), spec.height, spec.width)
-    model.load_state_dict(state["model"])
+    load_weights(model, state, path)
     return model.eval(), state

@@ -13,7 +13,7 @@ from tk.train.embedder.model import EmbedNet
 from tk.train.embedder.prototypes import write_prototypes
 from tk.train.embedder.split import write_splits
 from tk.train.embedder.task import EmbedderTask, choose_references
-from tk.train.run.checkpoint import config_of, image_spec_of, load_checkpoint
+from tk.train.run.checkpoint import config_of, image_spec_of, load_checkpoint, load_weights
 from tk.train.run.folder import RunFolder
 from tk.train.run.loop import fit, prepare
 
@@ -74,5 +74,5 @@ def load_embedder(path: Path) -> tuple[EmbedNet, dict[str, Any]]:
     state = load_checkpoint(path, "embedder")
     config = config_of(state)
     model = EmbedNet(config["model_id"], config["emb_dim"], image_spec_of(state).height)
-    model.load_state_dict(state["model"])
+    load_weights(model, state, path)
     return model.eval(), state

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tk.runtime.errors import TkError
 from tk.runtime.files import atomic_path
@@ -85,6 +86,22 @@ def _check_plain(value: Any, where: str) -> None:
         value is None or isinstance(value, torch.Tensor) or type(value) in (bool, int, float, str)
     ):
         raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Raises:
+        TkError: they are of another architecture (another version of tk wrote them).
+    """
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise TkError(
+            f"the weights in {path} do not fit the {state['task']} of this version of tk",
+            found=" ".join(str(error).split())[:300],
+            fix="train again, or use the version of tk that wrote the checkpoint",
+        ) from None
 
 
 def config_of(state: dict[str, Any]) -> dict[str, Any]:

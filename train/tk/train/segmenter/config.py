@@ -10,17 +10,13 @@ from tk.train.run.config import TrainConfig
 class SegmenterConfig(TrainConfig):
     """Options of `tk train segmenter`."""
 
-    size: int = Field(512, ge=64, multiple_of=32, description="side of the canvas in pixels")
-    window: int = Field(256, ge=64, multiple_of=4, description="side of a training window")
-    boxes: int = Field(4, ge=1, description="most objects per window")
+    size: int = Field(640, ge=64, multiple_of=32, description="side of the canvas in pixels")
     margin: float = Field(0.1, ge=0, le=1, description="frame around a box, share of its long side")
     jitter: float = Field(0.06, ge=0, lt=0.5, description="largest error of a training box")
     val_split: float = Field(0.1, ge=0, lt=1, description="share of the images held out")
-    rotate: float = Field(10.0, ge=0, le=180, description="largest random turn, degrees")
-    scale: float = Field(1.15, ge=1, description="largest random factor of size")
     colour: float = Field(0.2, ge=0, le=1, description="strength of random colour changes")
     ram_gb: float = Field(2.0, ge=0, description="images kept in memory; the others are read again")
 
-    steps: int = Field(700, ge=1, description="optimizer steps of the whole run")
-    batch_size: int = Field(4, ge=1, description="windows per step")
+    steps: int = Field(850, ge=1, description="optimizer steps of the whole run")
+    batch_size: int = Field(16, ge=1, description="objects per step")
     lr: float = Field(2e-3, gt=0, description="peak learning rate")

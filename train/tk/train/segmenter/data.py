@@ -1,120 +1,76 @@
-"""Training samples of the segmenter: windows of scenes, with jittered boxes and their masks."""
+"""Training samples of the segmenter: one object, its frame resampled, and its mask."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.boxes import enlarge
 from tk.runtime.preprocess import Image
 from tk.train.scenes.store import Picture, SmallMask
-from tk.train.scenes.warp import Affine, compose, recolour, view, warp, warped_boxes
-
-LEAST_VISIBLE = 0.6
-"""An object with a smaller share of its box inside the window is not asked for."""
-LARGEST = 0.9
-"""Longest side of the chosen object, as a share of the window."""
-Floats = NDArray[np.float32]
+from tk.train.scenes.warp import Affine, compose, recolour, warp
+from tk.train.segmenter.config import SegmenterConfig
+from tk.train.segmenter.model import CROP, PAD, SIDE
 
 
-@dataclass(frozen=True)
-class WindowKind:
-    """How windows are drawn.
-
-    Attributes:
-        window: side in pixels.
-        boxes: most objects per window.
-        margin: of the frame around a box, as a share of its longer side.
-        side: logits per side of a mask.
-        jitter: largest shift of a box side, as a share of the box's width or height.
-        rotate: largest turn to either side, degrees.
-        scale: largest factor of size, either way.
-        colour: strength of colour changes, 0..1.
-        pad: grey value around the picture, 0..255.
-    """
-
-    window: int
-    boxes: int
-    margin: float
-    side: int
-    jitter: float
-    rotate: float
-    scale: float
-    colour: float
-    pad: int = 114
-
-
-def make_window(
-    picture: Picture, fitting: float, kind: WindowKind, rng: np.random.Generator
-) -> tuple[Image, Floats, NDArray[np.uint8]]:
-    """Draw one window around a random object of the picture.
+def make_sample(
+    picture: Picture, config: SegmenterConfig, rng: np.random.Generator
+) -> tuple[Image, NDArray[np.uint8]]:
+    """Take a random object of a picture, in a jittered frame, turned by quarters and mirrored.
 
     Args:
         picture: with at least one mask.
-        fitting: factor from the picture to the canvas.
 
     Returns:
-        image: (window, window, 3) uint8 RGB, boxes: (N, 4) float32 xyxy in window pixels,
-        masks: (N, side, side) uint8 0..255 in the frames of the boxes.
+        crop: (128, 128, 3) uint8 RGB and mask: (64, 64) uint8, 0..255, share of the cell covered.
     """
     masked = [index for index, mask in enumerate(picture.masks) if mask is not None]
     chosen = masked[int(rng.integers(len(masked)))]
-    affine = _window_view(picture.outlines[chosen], fitting, kind, rng)
-    image = warp(picture.image, affine, kind.window, kind.window, kind.pad)
-    if kind.colour:
-        image = recolour(image, rng, kind.colour)
-    outlines = [picture.outlines[index] for index in masked]
-    boxes, visible = warped_boxes(outlines, affine, kind.window, kind.window)
-    visible[masked.index(chosen)] = 1.0  # its centre is inside: a window is never without a box
-    kept = np.flatnonzero(visible >= LEAST_VISIBLE)
-    kept = rng.permutation(kept)[: kind.boxes]
-    boxes = _jitter(boxes[kept], kind, rng)
-    frames = enlarge(boxes, kind.margin)
-    masks = np.zeros((len(kept), kind.side, kind.side), np.uint8)
-    for row, index in enumerate(kept):
-        small = picture.masks[masked[index]]
-        assert small is not None
-        masks[row] = mask_in_frame(small, affine, frames[row], kind.side)
-    return image, boxes, masks
+    mask = picture.masks[chosen]
+    assert mask is not None
+    frame = enlarge(_jitter(_box(picture, chosen), config.jitter, rng)[None], config.margin)[0]
+    crop, target = cut_frame(picture.image, frame), cut_mask(mask, frame)
+    # Quarter turns and mirroring move pixels without blurring them, unlike any other angle.
+    turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
+    crop, target = np.rot90(crop, turns), np.rot90(target, turns)
+    if mirrored:
+        crop, target = crop[:, ::-1], target[:, ::-1]
+    crop = np.ascontiguousarray(crop)
+    if config.colour:
+        crop = recolour(crop, rng, config.colour)
+    return crop, np.ascontiguousarray(target)
 
 
-def _window_view(
-    points: Floats, fitting: float, kind: WindowKind, rng: np.random.Generator
-) -> Affine:
-    low, high = points.min(axis=0), points.max(axis=0)
-    spread = math.log(kind.scale)
-    scale = fitting * math.exp(rng.uniform(-spread, spread))
-    # An object larger than the window is shrunk; its frame looks the same at any scale.
-    scale = min(scale, LARGEST * kind.window / float((high - low).max()))
-    place = kind.window * (0.5 + rng.uniform(-0.2, 0.2, 2))
-    degrees = rng.uniform(-kind.rotate, kind.rotate)
-    centre = (low + high) / 2
-    mirror = bool(rng.random() < 0.5)
-    return view((float(centre[0]), float(centre[1])), (place[0], place[1]), scale, degrees, mirror)
-
-
-def _jitter(boxes: Floats, kind: WindowKind, rng: np.random.Generator) -> Floats:
-    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    # Half of the boxes nearly right, half as wrong as a detector's.
-    amount = rng.uniform(0, kind.jitter, (len(boxes), 1))
-    moved = boxes + sides * amount * rng.uniform(-1, 1, boxes.shape)
-    return np.clip(moved, 0, kind.window).astype(np.float32)
-
-
-def mask_in_frame(mask: SmallMask, affine: Affine, frame: Floats, side: int) -> NDArray[np.uint8]:
-    """Resample a mask of the picture into a frame of the window.
+def cut_frame(image: Image, frame: NDArray[np.float32]) -> Image:
+    """Resample a frame of an image to (128, 128, 3), four samples per pixel.
 
     Args:
-        affine: from the picture to the window.
-        frame: (4,) float32 xyxy, window pixels.
-
-    Returns:
-        (side, side) uint8, 0..255.
+        image: (H, W, 3) uint8 RGB.
+        frame: (4,) float32 xyxy, image pixels; grey outside the image.
     """
-    placed = compose(affine, np.array([[1.0, 0.0, mask.x], [0.0, 1.0, mask.y]]))
+    double = warp(image, _to_frame(frame, 2 * CROP), 2 * CROP, 2 * CROP, round(PAD))
+    return np.asarray(cv2.resize(double, (CROP, CROP), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def cut_mask(mask: SmallMask, frame: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Resample a mask to the (64, 64) cells of a frame; values 0..255."""
+    placed = np.array([[1.0, 0.0, mask.x], [0.0, 1.0, mask.y]])
+    double = warp(mask.pixels, compose(_to_frame(frame, CROP), placed), CROP, CROP, 0)
+    return np.asarray(cv2.resize(double, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _to_frame(frame: NDArray[np.float32], side: int) -> Affine:
     x, y = side / np.maximum(frame[2:] - frame[:2], 1e-3).astype(np.float64)
-    framing = np.array([[x, 0.0, -x * frame[0]], [0.0, y, -y * frame[1]]])
-    return warp(mask.pixels, compose(framing, placed), side, side, 0)
+    return np.array([[x, 0.0, -x * frame[0]], [0.0, y, -y * frame[1]]])
+
+
+def _box(picture: Picture, index: int) -> NDArray[np.float32]:
+    points = picture.outlines[index]
+    return np.asarray([*points.min(axis=0), *points.max(axis=0)], np.float32)
+
+
+def _jitter(box: NDArray[np.float32], most: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    # Some boxes nearly right, some as wrong as a detector's.
+    sides = np.tile(box[2:] - box[:2], 2)
+    return np.asarray(box + sides * rng.uniform(0, most) * rng.uniform(-1, 1, 4), np.float32)

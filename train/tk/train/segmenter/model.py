@@ -1,7 +1,10 @@
-"""Compact segmenter prompted by boxes: a light stem on the picture, a small U-Net on each box.
+"""Compact box-prompted segmenter: each box is resampled to one size, and a small U-Net cuts it out.
 
-The two parts have the contract of SAM-2: the encoder runs once per picture, the decoder once for
-all its boxes. The logits cover the prompt box enlarged by `margin`, whatever its size and shape.
+The prompt is where the pixels lie: the box always has the same place in its frame, so no prompt
+encoder is needed, and a mask has the same resolution whatever the size of its object. The parts
+are those of SAM-2, so the runtime tells no difference; the encoder has little to do here, because
+for the few boxes of a picture whole-canvas features cost more than features of each frame, and
+training then needs no resampling of features, whose backward pass took a quarter of a step.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from tk.runtime.preprocess import ImageSpec
-from tk.train.run.checkpoint import config_of, image_spec_of, load_checkpoint
+from tk.train.run.checkpoint import config_of, load_checkpoint, load_weights
 
-SIDE = 64
+CROP = 128
+"""Side of a resampled frame, pixels."""
+SIDE = CROP // 2
 """Logits per side of a mask."""
-RIM = 4
-"""Cells at the border of a frame that are taken as surroundings."""
-FINE, COARSE = 16, 32
-"""Channels of the two feature maps."""
+RIM = 6
+"""Pixels at the border of a frame that are taken as surroundings."""
+WIDTHS = (16, 40, 64, 96)
+"""Channels at 1/2, 1/4, 1/8 and 1/16 of the frame: narrow where nearly all the time goes."""
+PAD = 114.0
+"""Grey that becomes zero: letterbox padding and the outside of the canvas look alike."""
+SPREAD = 58.0
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -38,89 +45,78 @@ class CompactSegmenter(nn.Module):
     """Masks of boxes.
 
     Args:
-        height, width: canvas size in pixels, multiples of 4.
         margin: what is added to a box on each side, as a share of its longer side.
     """
 
-    def __init__(self, height: int, width: int, margin: float) -> None:
+    def __init__(self, margin: float) -> None:
         super().__init__()
-        self.height, self.width, self.margin = height, width, margin
-        self.fine = nn.Sequential(conv(3, FINE, 2), conv(FINE, FINE))
-        self.coarse = nn.Sequential(conv(FINE, COARSE, 2), conv(COARSE, COARSE))
-        self.level64 = conv(2 * FINE, 24)
-        self.down32 = conv(24, 32, 2)
-        self.level32 = conv(32 + 2 * COARSE, 48)
-        self.level16 = nn.Sequential(conv(48, 64, 2), conv(64, 64))
-        self.level8 = nn.Sequential(conv(64, 96, 2), conv(96, 96), conv(96, 96))
-        self.up16, self.up32, self.up64 = conv(96, 64), conv(64, 48), conv(48, 24)
-        self.merge16, self.merge32, self.merge64 = conv(64, 64), conv(48, 48), conv(24, 24)
-        # Where a cell lies in the frame is the prompt: the box always has the same place there.
-        self.place32 = nn.Parameter(torch.zeros(1, 48, SIDE // 2, SIDE // 2))
-        self.place8 = nn.Parameter(torch.zeros(1, 96, SIDE // 8, SIDE // 8))
+        self.margin = margin
+        a, b, c, d = WIDTHS
+        self.down2 = nn.Sequential(conv(6, a, 2), conv(a, a))
+        self.down4 = nn.Sequential(conv(a, b, 2), conv(b, b))
+        self.down8 = nn.Sequential(conv(b, c, 2), conv(c, c))
+        self.down16 = nn.Sequential(conv(c, d, 2), conv(d, d), conv(d, d))
+        self.up8, self.up4, self.up2 = conv(d, c), conv(c, b), conv(b, a)
+        self.merge8, self.merge4, self.merge2 = conv(c, c), conv(b, b), conv(a, a)
+        # Where a cell lies in the frame is the prompt, and convolutions do not know it.
+        self.place4 = nn.Parameter(torch.zeros(1, b, CROP // 4, CROP // 4))
+        self.place16 = nn.Parameter(torch.zeros(1, d, CROP // 16, CROP // 16))
         # Every level votes, so that the coarse ones learn from the first step on.
-        self.votes = nn.ModuleList([nn.Conv2d(width, 1, 1) for width in (24, 48, 64, 96)])
-        self.quality = nn.Sequential(nn.Linear(96 + 24, 64), nn.ReLU(), nn.Linear(64, 1))
-        self.register_buffer("mean", torch.tensor([123.7, 116.3, 103.5]), persistent=False)
-        self.register_buffer("std", torch.tensor([58.4, 57.1, 57.4]), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
+        self.votes = nn.ModuleList([nn.Conv2d(width, 1, 1) for width in WIDTHS])
+        self.quality = nn.Sequential(nn.Linear(a + d, 64), nn.ReLU(), nn.Linear(64, 1))
+        rim = torch.ones(CROP, CROP)
+        rim[RIM:-RIM, RIM:-RIM] = 0
+        self.register_buffer("rim", rim / rim.sum(), persistent=False)
+        self.rim: Tensor
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of whole pictures.
+    def encode(self, image: Tensor) -> Tensor:
+        """What the decoder samples: the canvas itself, scaled.
 
         Args:
             image: (B, H, W, 3) uint8 RGB, on the canvas.
 
         Returns:
-            fine: (B, 16, H/2, W/2) and coarse: (B, 32, H/4, W/4), both float32.
+            pixels: (B, 3, H, W) float32, 0 where the canvas is padding.
         """
-        fine = self.fine(((image.float() - self.mean) / self.std).permute(0, 3, 1, 2))
-        return fine.float(), self.coarse(fine).float()
+        return ((image.float() - PAD) / SPREAD).permute(0, 3, 1, 2)
 
-    def decode(self, fine: Tensor, coarse: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Masks of the boxes of one picture.
 
         Args:
-            fine, coarse: features of one picture, B = 1.
+            pixels: of one picture, B = 1.
             boxes: (N, 4) float32 xyxy, canvas pixels.
 
         Returns:
             logits: (N, 64, 64) float32, covering `frames(boxes)`, and iou: (N,) float32 0..1, how
             well the mask is thought to fit.
         """
-        logits, quality = self.decode_many(fine, coarse, boxes, torch.zeros_like(boxes[:, 0]))
+        rois = torch.cat([torch.zeros_like(boxes[:, :1]), self.frames(boxes)], dim=1)
+        # Four samples per pixel, as training's warp to twice the size and halving.
+        crops = roi_align(pixels, rois, CROP, 1.0, sampling_ratio=2, aligned=True)
+        logits, quality = self.cut_out(crops)
         return logits, quality.sigmoid()
 
-    def decode_many(
-        self, fine: Tensor, coarse: Tensor, boxes: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`decode` for boxes of several pictures, with the logit of the IoU.
+    def cut_out(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks of resampled frames.
 
         Args:
-            index: (N,) float32, row of `fine` and `coarse` that each box belongs to.
-        """
-        rois = torch.cat([index[:, None], self.frames(boxes)], dim=1)
-        x64 = self.level64(self._against_rim(_sample(fine, rois, SIDE, 1 / 2)))
-        coarse = self._against_rim(_sample(coarse, rois, SIDE // 2, 1 / 4))
-        x32 = torch.cat([self.down32(x64), coarse], dim=1)
-        x32 = self.level32(x32) + self.place32
-        x16 = self.level16(x32)
-        x8 = self.level8(x16) + self.place8
-        x16 = self.merge16(x16 + _double(self.up16(x8)))
-        x32 = self.merge32(x32 + _double(self.up32(x16)))
-        x64 = self.merge64(x64 + _double(self.up64(x32)))
-        logits = self._vote(x64, x32, x16, x8)
-        summary = torch.cat([x8.mean(dim=(2, 3)), x64.mean(dim=(2, 3))], dim=1)
-        return logits, self.quality(summary)[:, 0].float()
+            crops: (N, 3, 128, 128) float32, as `encode` scales them.
 
-    def _against_rim(self, x: Tensor) -> Tensor:
-        """Append how much each cell differs from the surroundings of the box."""
-        side = x.shape[2]
-        width = RIM * side // SIDE
-        inner = x[:, :, width:-width, width:-width]
-        count = side**2 - (side - 2 * width) ** 2
-        rim = (x.sum(dim=(2, 3), keepdim=True) - inner.sum(dim=(2, 3), keepdim=True)) / count
-        return torch.cat([x, (x - rim).abs()], dim=1)
+        Returns:
+            logits: (N, 64, 64) float32, and the logit of the IoU, (N,) float32.
+        """
+        # How each pixel differs from what lies around the object.
+        around = (crops * self.rim).sum(dim=(2, 3), keepdim=True)
+        x2 = self.down2(torch.cat([crops, (crops - around).abs()], dim=1))
+        x4 = self.down4(x2) + self.place4
+        x8 = self.down8(x4)
+        x16 = self.down16(x8) + self.place16
+        x8 = self.merge8(x8 + _double(self.up8(x16)))
+        x4 = self.merge4(x4 + _double(self.up4(x8)))
+        x2 = self.merge2(x2 + _double(self.up2(x4)))
+        summary = torch.cat([x16.mean(dim=(2, 3)), x2.mean(dim=(2, 3))], dim=1)
+        return self._vote(x2, x4, x8, x16), self.quality(summary)[:, 0].float()
 
     def _vote(self, *levels: Tensor) -> Tensor:
         """Sum of the levels' logits, finest first, at the size of the finest."""
@@ -133,12 +129,6 @@ class CompactSegmenter(nn.Module):
         """Rectangles that the logits cover, `(N, 4) float32 xyxy`: `tk.runtime.boxes.enlarge`."""
         step = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) * self.margin
         return torch.cat([boxes[:, :2] - step, boxes[:, 2:] + step], dim=1)
-
-
-def _sample(features: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
-    # One sample per cell: four would make this a third of the time of a training step.
-    sampled: Tensor = roi_align(features, rois, side, scale, sampling_ratio=1, aligned=True)
-    return sampled
 
 
 def _double(x: Tensor) -> Tensor:
@@ -155,7 +145,6 @@ def load_segmenter(path: Path) -> tuple[CompactSegmenter, dict[str, Any]]:
         TkError: the file is not a checkpoint of a segmenter.
     """
     state = load_checkpoint(path, "segmenter")
-    spec: ImageSpec = image_spec_of(state)
-    model = CompactSegmenter(spec.height, spec.width, float(config_of(state)["margin"]))
-    model.load_state_dict(state["model"])
+    model = CompactSegmenter(float(config_of(state)["margin"]))
+    load_weights(model, state, path)
     return model.eval(), state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tk.runtime.boxes import clip, enlarge
 from tk.runtime.errors import TkError
+from tk.runtime.heads.segmenter import box_frames, draw_masks
 from tk.runtime.images import read_image
-from tk.runtime.masks import BoxMask, upsample_logits
+from tk.runtime.masks import BoxMask
 from tk.runtime.metrics.masks import mask_iou
 from tk.runtime.preprocess import Image, ImageSpec
 from tk.runtime.preprocess import fit as fit_image
 from tk.train.run.loop import fit, prepare
 from tk.train.run.task import TrainTask
 from tk.train.scenes.coco import Scene, mask_of, read_scenes, split
-from tk.train.scenes.store import Picture, Store
+from tk.train.scenes.store import Store
 from tk.train.segmenter.config import SegmenterConfig
-from tk.train.segmenter.data import WindowKind, make_window
+from tk.train.segmenter.data import make_sample
 from tk.train.segmenter.loss import segmenter_loss
-from tk.train.segmenter.model import SIDE, CompactSegmenter
+from tk.train.segmenter.model import CompactSegmenter
 
 
 class SegmenterTask(TrainTask):
@@ -43,7 +42,6 @@ class SegmenterTask(TrainTask):
             raise TkError(f"no object in {config.data} has a mask", fix="give COCO segmentations")
         training, held = split(len(scenes), config.val_split, config.seed)
         self.held = [scenes[index] for index in held]
-        self.size = config.size
         ram = int(config.ram_gb * (1 << 30))
         training_scenes = [scenes[index] for index in training]
         self.store = Store(training_scenes, config.size, ram=ram, with_masks=True)
@@ -51,37 +49,22 @@ class SegmenterTask(TrainTask):
             print(f"skipped {self.store.skipped} images that cannot be read", file=sys.stderr)
         self.classes = data.classes
         self.image_spec = ImageSpec(config.size, config.size)
-        self.kind = WindowKind(
-            config.window, config.boxes, config.margin, SIDE, config.jitter,
-            config.rotate, config.scale, config.colour, self.image_spec.pad,
-        )  # fmt: skip
-        self.network = CompactSegmenter(config.size, config.size, config.margin)
+        self.config = config
+        self.network = CompactSegmenter(config.margin)
         self.model = self.network
 
     def __len__(self) -> int:
         return len(self.store)
 
-    def sample(self, index: int, rng: np.random.Generator) -> Any:
-        """One window with boxes and masks."""
-        picture: Picture = self.store[index]
-        fitting = self.size / max(picture.image.shape[:2])
-        return make_window(picture, fitting, self.kind, rng)
-
-    def collate(self, samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Stack windows; boxes of all windows in one list with the row of their window."""
-        rows = [np.full(len(boxes), row, np.float32) for row, (_, boxes, _) in enumerate(samples)]
-        return {
-            "image": torch.from_numpy(np.stack([image for image, _, _ in samples])),
-            "boxes": torch.from_numpy(np.concatenate([boxes for _, boxes, _ in samples])),
-            "index": torch.from_numpy(np.concatenate(rows)),
-            "masks": torch.from_numpy(np.concatenate([masks for _, _, masks in samples])),
-        }
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Image, NDArray[np.uint8]]:
+        """One object of a picture and its mask."""
+        return make_sample(self.store[index], self.config, rng)
 
     def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Mask and IoU loss of a batch."""
-        fine, coarse = self.network.encode(batch["image"])
-        logits, quality = self.network.decode_many(fine, coarse, batch["boxes"], batch["index"])
-        return segmenter_loss(logits, quality, batch["masks"].float() / 255)
+        crops, masks = batch
+        logits, quality = self.network.cut_out(self.network.encode(crops))
+        return segmenter_loss(logits, quality, masks.float() / 255)
 
     def evaluate(self) -> dict[str, float]:
         """Mean IoU of the masks of true boxes, at the resolution of the held-out images."""
@@ -123,7 +106,7 @@ def scene_overlaps(
 
 def segment(
     model: CompactSegmenter, spec: ImageSpec, image: Image, boxes: NDArray[np.float32]
-) -> tuple[list[BoxMask], NDArray[np.float32]]:
+) -> tuple[tuple[BoxMask, ...], NDArray[np.float32]]:
     """Cut objects out of an image as the runtime does.
 
     Args:
@@ -135,19 +118,12 @@ def segment(
     """
     canvas, placement = fit_image(spec, image)
     on_canvas = placement.to_canvas(boxes)
-    device = model.mean.device
+    device = model.rim.device
     with torch.inference_mode():
-        fine, coarse = model.encode(torch.from_numpy(canvas)[None].to(device))
-        logits, iou = model.decode(fine, coarse, torch.from_numpy(on_canvas).to(device))
-    frames = placement.to_image(enlarge(on_canvas, model.margin))
-    height, width = image.shape[:2]
-    regions = enlarge(boxes, model.margin)
-    regions = np.concatenate([np.floor(regions[:, :2]), np.ceil(regions[:, 2:])], axis=1)
-    regions = clip(regions.astype(np.float32), width, height).astype(np.int64)
-    masks = [
-        upsample_logits(one, frame, region, (height, width))
-        for one, frame, region in zip(logits.cpu().numpy(), frames, regions, strict=True)
-    ]
+        pixels = model.encode(torch.from_numpy(canvas)[None].to(device))
+        logits, iou = model.decode(pixels, torch.from_numpy(on_canvas).to(device))
+    frames = box_frames(on_canvas, placement, model.margin)
+    masks = draw_masks(logits.cpu().numpy(), frames, boxes, image.shape[:2])
     return masks, iou.cpu().numpy()
 
 
