@@ -188,6 +188,13 @@ def test_annotate__missing_or_empty_folder(tiny_world: Path, tmp_path: Path, mak
     assert not (tmp_path / "out").exists()
 
 
+def test_annotate__names_equal_after_normalisation(tiny_world: Path, tmp_path: Path) -> None:
+    for name in ("\u0439.png", "\u0438\u0306.png"):  # one letter, composed and decomposed
+        save(tmp_path / "in" / name, tiny_bundles.blob(RED))
+    with pytest.raises(TkError, match="same name"):
+        run(tiny_world, tmp_path / "in", tmp_path / "out")
+
+
 def test_gallery__of_another_embedder_or_size(tiny_world: Path, tmp_path: Path) -> None:
     embedder = Embedder(Bundle.open(tiny_world / "bundles" / "embedder"))
     tiny_bundles.tiny_gallery("f" * 64).save(tmp_path / "foreign")

@@ -126,6 +126,10 @@ def gallery_build(
     ],
     out: Annotated[Path, typer.Argument(help="Gallery folder to make.")],
     embedder: Annotated[Path, typer.Option(help="Bundle of the embedder.")],
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(help="Bundle that cuts masked references out as `tk annotate` will."),
+    ] = None,
     false_rejections: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of true objects `unknown` may take.")
     ] = 0.02,
@@ -138,16 +142,26 @@ def gallery_build(
 
     Masks beside the references (`<class>/masks/{stem}_mask.png`, or an alpha channel) are honoured.
 
-    Example: tk gallery build crops gallery --embedder bundles/embedder
+    With --segmenter they only say where the object is: it is cut out by the model, so prototypes
+    and threshold are made of what `tk annotate` will see.
+
+    Example: tk gallery build crops gallery --embedder demo/bundles/embedder
     """
     from tk.runtime.bundle import Bundle
     from tk.runtime.files import refuse_existing
     from tk.runtime.gallery.build import build_gallery
     from tk.runtime.heads.embedder import Embedder
+    from tk.runtime.heads.segmenter import Segmenter
 
     refuse_existing(out, overwrite=overwrite)
     head = Embedder(Bundle.open(embedder, "embedder"), device=device.value, threads=threads)
-    built, report = build_gallery(references, head, false_rejections=false_rejections, seed=seed)
+    cutter = None
+    if segmenter is not None:
+        bundle = Bundle.open(segmenter, "segmenter")
+        cutter = Segmenter(bundle, device=device.value, threads=threads)
+    built, report = build_gallery(
+        references, head, cutter, false_rejections=false_rejections, seed=seed
+    )
     built.save(out, overwrite=overwrite)
     print(f"{out}: {len(built.classes)} classes, {report.references} references")
     for sentence in report.skipped:

@@ -161,6 +161,7 @@ def annotate(
     _refuse_results(out, overwrite)
     files = find_images(images)[: options.limit or None]
     items = [Item(file, relative_name(file, images)) for file in files]
+    _refuse_equal_names(items)
     chain = Chain(models, gallery, options)
     names = picture_names([item.name for item in items]) if options.pictures else {}
     output = Output(out, names, options.picture_size, class_colors(chain.gallery.classes))
@@ -232,6 +233,19 @@ def _refuse_results(out: Path, overwrite: bool) -> None:
             f"{out} already holds {there[0]} of an earlier run",
             fix="choose another folder, or add --overwrite to replace its results",
         )
+
+
+def _refuse_equal_names(items: list[Item]) -> None:
+    """Two names that differ only in Unicode normalisation would share one record name."""
+    seen: dict[str, Path] = {}
+    for item in items:
+        other = seen.setdefault(item.name, item.path)
+        if other is not item.path:
+            raise TkError(
+                f"two photos have the same name {item.name!r} once it is normalised (NFC)",
+                found=f"{other.name!a} and {item.path.name!a}",
+                fix="rename one of them",
+            )
 
 
 def _summary(

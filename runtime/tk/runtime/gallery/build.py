@@ -15,6 +15,7 @@ from tk.runtime.errors import TkError
 from tk.runtime.gallery.gallery import Gallery
 from tk.runtime.gallery.search import PrototypeSearch, SearchMode
 from tk.runtime.heads.embedder import Embedder
+from tk.runtime.heads.segmenter import Segmenter
 from tk.runtime.images import find_images, read_reference
 from tk.runtime.masks import BoxMask
 from tk.runtime.preprocess import CropSpec, Image, cut_crop
@@ -71,11 +72,15 @@ def _mask_file(folder: Path, stem: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def reference_crop(reference: Reference, spec: CropSpec) -> Image:
+def reference_crop(
+    reference: Reference, spec: CropSpec, segmenter: Segmenter | None = None
+) -> Image:
     """Read a reference and cut it as the runtime cuts an object.
 
     With a mask (alpha channel or mask file) the crop is the tight box of the mask and its margin,
-    exactly as the annotator does it; without one the whole picture is the crop.
+    exactly as the annotator does it; without one the whole picture is the crop. A segmenter cuts
+    the object out once more, from the tight box of that mask: then references have the same flaws
+    as the annotator's masks, and prototypes and thresholds hold for what it really sees.
 
     Raises:
         TkError: the picture is unreadable, the mask does not fit, or one is needed and missing.
@@ -99,6 +104,9 @@ def reference_crop(reference: Reference, spec: CropSpec) -> Image:
         )
     region = BoxMask(0, 0, mask, height, width)
     box = region.tight_box()
+    if box is not None and segmenter is not None:
+        region = segmenter.segment([image], [box[None]])[0].masks[0]
+        box = region.tight_box()
     if box is None:
         raise TkError(f"the mask of reference {reference.file.name} is empty")
     return cut_crop(image, box, spec, region)
@@ -118,13 +126,19 @@ class BuildReport:
 
 
 def build_gallery(
-    folder: Path, embedder: Embedder, *, false_rejections: float = 0.02, seed: int = 0
+    folder: Path,
+    embedder: Embedder,
+    segmenter: Segmenter | None = None,
+    *,
+    false_rejections: float = 0.02,
+    seed: int = 0,
 ) -> tuple[Gallery, BuildReport]:
     """Embed references and make prototypes.
 
     Args:
         folder: see `find_references`.
         embedder: its CropSpec says how references are cut.
+        segmenter: cuts references out as the annotator will; see `reference_crop`.
         false_rejections: share of true objects that the `unknown` threshold may turn away.
         seed: of the choice of held-out references.
 
@@ -132,7 +146,7 @@ def build_gallery(
         TkError: no usable reference at all, or a class without one.
     """
     references = find_references(folder)
-    embeddings, kept, skipped = _embed(references, embedder)
+    embeddings, kept, skipped = _embed(references, embedder, segmenter)
     classes = tuple(sorted({reference.class_name for reference in references}))
     labels = np.asarray([classes.index(reference.class_name) for reference in kept], np.int64)
     empty = [name for index, name in enumerate(classes) if not (labels == index).any()]
@@ -150,13 +164,17 @@ def build_gallery(
         embedder_sha256=embedder.sha256,
         crop=embedder.crop,
         thresholds=thresholds,
-        facts={"calibration": facts, "references": _count(labels, classes)},
+        facts={
+            "calibration": facts,
+            "references": _count(labels, classes),
+            "masks": "given" if segmenter is None else "by the segmenter",
+        },
     )
     return gallery, BuildReport(len(kept), tuple(skipped))
 
 
 def _embed(
-    references: list[Reference], embedder: Embedder
+    references: list[Reference], embedder: Embedder, segmenter: Segmenter | None
 ) -> tuple[NDArray[np.float32], list[Reference], list[str]]:
     rows: list[NDArray[np.float32]] = [np.zeros((0, embedder.dimension), np.float32)]
     kept: list[Reference] = []
@@ -166,7 +184,7 @@ def _embed(
             crops = []
             for reference in chunk:
                 try:
-                    crops.append(reference_crop(reference, embedder.crop))
+                    crops.append(reference_crop(reference, embedder.crop, segmenter))
                     kept.append(reference)
                 except TkError as error:
                     skipped.append(error.what)

@@ -34,6 +34,8 @@ class _Geometry:
         flip: probability of a mirror image.
         margin, shift: most that the box is off, as a share of its longer side.
         blur: most that the outline of a mask is smoothed, as a share of the canvas.
+        error: most standard deviation of a smooth field that is added to a mask of 0..255 before
+            it is thresholded: parts go missing and surroundings come in, as with a segmenter.
     """
 
     angle: float
@@ -41,11 +43,12 @@ class _Geometry:
     margin: float
     shift: float
     blur: float
+    error: float
 
 
 _GEOMETRY = {
-    "light": _Geometry(angle=10, flip=0.0, margin=0.05, shift=0.03, blur=0.01),
-    "tools": _Geometry(angle=180, flip=0.5, margin=0.05, shift=0.03, blur=0.03),
+    "light": _Geometry(angle=10, flip=0.0, margin=0.05, shift=0.03, blur=0.01, error=0),
+    "tools": _Geometry(angle=180, flip=0.5, margin=0.05, shift=0.03, blur=0.03, error=70),
 }
 
 
@@ -125,7 +128,7 @@ class Augment:
         canvas = _warp_affine(picture.image, matrix, size, cv2.BORDER_REPLICATE)
         if masked and picture.mask is not None:
             mask = _warp_affine(picture.mask.astype(np.uint8) * 255, matrix, size)
-            return canvas, _blurred(mask, ranges.blur * size, rng)
+            return canvas, _imperfect(mask, ranges.blur * size, ranges.error, rng)
         whole = np.ones(picture.image.shape[:2], np.uint8)
         inside = np.asarray(
             cv2.warpAffine(whole, matrix, (size, size), flags=cv2.INTER_NEAREST), np.uint8
@@ -154,10 +157,16 @@ def _extent(
     return centre - half, centre + half
 
 
-def _blurred(mask: NDArray[np.uint8], most: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Round off the outline of a mask, as a segmenter does whose masks are small: 0 or 1."""
-    sigma, threshold = rng.uniform(0.3, max(0.3, most)), rng.uniform(64, 160)
-    soft = cv2.GaussianBlur(mask, (0, 0), sigma)
+def _imperfect(
+    mask: NDArray[np.uint8], blur: float, error: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Make a mask as a segmenter does: round outlines, missing parts, bits too many: 0 or 1."""
+    sigma, threshold = rng.uniform(0.3, max(0.3, blur)), rng.uniform(64, 160)
+    soft = cv2.GaussianBlur(mask, (0, 0), sigma).astype(np.float32)
+    if error:
+        grid = rng.normal(0, rng.uniform(0, error), (7, 7)).astype(np.float32)
+        height, width = mask.shape
+        soft = soft + cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
     kept = soft > threshold
     return np.asarray(kept if kept.any() else mask > 127, np.uint8)
 
