@@ -16,6 +16,7 @@ from tk.runtime.gallery.build import build_gallery, calibrate, class_centroids, 
 from tk.runtime.gallery.gallery import Gallery, open_gallery
 from tk.runtime.gallery.search import PrototypeSearch
 from tk.runtime.heads.embedder import Embedder
+from tk.runtime.heads.segmenter import Segmenter
 
 COLORS = {"красный": (250, 20, 20), "green": (20, 250, 20), "blue": (20, 20, 250)}
 
@@ -74,6 +75,25 @@ def test_build__masks_beside_and_missing_masks(embedder: Embedder, tmp_path: Pat
 
     assert gallery.centroids[0].argmax() == 1
     assert len(report.skipped) == 1 and "bare.png has no mask" in report.skipped[0]
+
+
+def test_build__segmenter_cuts_the_references_out(
+    embedder: Embedder, tiny_world: Path, tmp_path: Path
+) -> None:
+    # The given mask is a whole square; the segmenter keeps its bright half, so the dark half that
+    # the annotator would not see either must not reach the embedder.
+    segmenter = Segmenter(Bundle.open(tiny_world / "bundles" / "segmenter"))
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[16:48, 16:48] = (0, 120, 0, 255)
+    picture[16:48, 16:32] = (250, 20, 20, 255)
+    Image.fromarray(picture).save(tmp_path / "red.png")
+
+    given = build_gallery(tmp_path, embedder)[0]
+    cut = build_gallery(tmp_path, embedder, segmenter)[0]
+
+    assert given.centroids[0, 1] > 0.3
+    assert cut.centroids[0, 1] < 0.15 and cut.centroids[0].argmax() == 0
+    assert cut.facts["masks"] == "by the segmenter"
 
 
 def test_build__flat_folder_names_classes_by_file(embedder: Embedder, tmp_path: Path) -> None:

@@ -6,7 +6,15 @@ import pytest
 from numpy.typing import NDArray
 
 from tk.runtime.preprocess import CropSpec, Image, ImageSpec, fit
-from tk.train.embedder.augment import _GEOMETRY, ROOM, Augment, Strength, _Geometry, shrink
+from tk.train.embedder.augment import (
+    _GEOMETRY,
+    ROOM,
+    Augment,
+    Strength,
+    _Geometry,
+    _imperfect,
+    shrink,
+)
 from tk.train.embedder.data import Picture, cut_picture
 
 SPEC = ImageSpec(64, 64, anchor="center")
@@ -122,7 +130,7 @@ def smooth(height: int, width: int) -> NDArray[np.uint8]:
 def test_augment__without_chance_it_is_what_evaluation_sees(
     monkeypatch: pytest.MonkeyPatch, height: int, width: int, mask: bool
 ) -> None:
-    still = _Geometry(angle=0, flip=0, margin=0, shift=0, blur=0)
+    still = _Geometry(angle=0, flip=0, margin=0, shift=0, blur=0, error=0)
     monkeypatch.setitem(_GEOMETRY, "light", still)
     shape = np.zeros((height, width), np.bool_)
     shape[height // 4 : -1, 1 : -width // 4] = True
@@ -136,3 +144,16 @@ def test_augment__without_chance_it_is_what_evaluation_sees(
     assert np.abs(canvas - expected)[inside].max() <= (3 if height >= 64 else 14)
     assert np.abs(canvas - expected)[inside].mean() <= (1 if height >= 64 else 3)
     assert np.mean((canvas == 114).all(axis=2) == (expected == 114).all(axis=2)) > 0.96
+
+
+def test_imperfect__masks_have_the_flaws_of_a_segmenter() -> None:
+    mask = np.zeros((96, 96), np.uint8)
+    mask[30:66, 20:76] = 255
+    missing, surplus = [], []
+    for seed in range(40):
+        kept = _imperfect(mask, 3.0, 70, np.random.default_rng(seed)) > 0
+        missing.append((~kept & (mask > 0)).sum() / (mask > 0).sum())
+        surplus.append((kept & (mask == 0)).sum() / (mask > 0).sum())
+    assert 0.02 < np.mean(missing) < 0.35 and 0.02 < np.mean(surplus) < 0.35
+    exact = _imperfect(mask, 0.0, 0, np.random.default_rng(0)) > 0
+    assert (exact == (mask > 0)).mean() > 0.99

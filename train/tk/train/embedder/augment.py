@@ -162,11 +162,12 @@ def _imperfect(
 ) -> NDArray[np.uint8]:
     """Make a mask as a segmenter does: round outlines, missing parts, bits too many: 0 or 1."""
     sigma, threshold = rng.uniform(0.3, max(0.3, blur)), rng.uniform(64, 160)
-    soft = cv2.GaussianBlur(mask, (0, 0), sigma).astype(np.float32)
+    soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), sigma), np.float32)
     if error:
         grid = rng.normal(0, rng.uniform(0, error), (7, 7)).astype(np.float32)
         height, width = mask.shape
-        soft = soft + cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        field = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        soft = np.asarray(soft + field, np.float32)
     kept = soft > threshold
     return np.asarray(kept if kept.any() else mask > 127, np.uint8)
 
