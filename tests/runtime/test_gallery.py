@@ -80,19 +80,24 @@ def test_build__masks_beside_and_missing_masks(embedder: Embedder, tmp_path: Pat
 def test_build__segmenter_cuts_the_references_out(
     embedder: Embedder, tiny_world: Path, tmp_path: Path
 ) -> None:
-    # The given mask is a whole square; the segmenter keeps its bright half, so the dark half that
-    # the annotator would not see either must not reach the embedder.
+    # The given mask is a whole square; the segmenter keeps only its bright half, and the annotator
+    # would see no more of it.
     segmenter = Segmenter(Bundle.open(tiny_world / "bundles" / "segmenter"))
     picture = np.zeros((64, 64, 4), np.uint8)
     picture[16:48, 16:48] = (0, 120, 0, 255)
-    picture[16:48, 16:32] = (250, 20, 20, 255)
-    Image.fromarray(picture).save(tmp_path / "red.png")
+    picture[16:48, 16:32, :3] = (250, 20, 20)
+    half = picture.copy()
+    half[:, 32:, 3] = 0
+    for name, pixels in (("whole", picture), ("half", half)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "tool.png")
 
-    given = build_gallery(tmp_path, embedder)[0]
-    cut = build_gallery(tmp_path, embedder, segmenter)[0]
+    given = build_gallery(tmp_path / "whole", embedder)[0]
+    cut = build_gallery(tmp_path / "whole", embedder, segmenter)[0]
+    seen = build_gallery(tmp_path / "half", embedder)[0]
 
-    assert given.centroids[0, 1] > 0.3
-    assert cut.centroids[0, 1] < 0.15 and cut.centroids[0].argmax() == 0
+    np.testing.assert_allclose(cut.centroids, seen.centroids, atol=1e-6)
+    assert np.abs(given.centroids - seen.centroids).max() > 0.1
     assert cut.facts["masks"] == "by the segmenter"
 
 

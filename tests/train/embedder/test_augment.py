@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -92,7 +94,9 @@ def test_augment__light_keeps_orientation_and_tools_do_not(mask: bool) -> None:
     assert len(quadrants) == 4
 
 
-def test_augment__background_is_the_fill_colour_exactly() -> None:
+def test_augment__background_is_the_fill_colour_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With perfect masks: imperfect ones let bits of the background in, on purpose.
+    monkeypatch.setitem(_GEOMETRY, "tools", replace(_GEOMETRY["tools"], error=0))
     fill = (10, 200, 30)
     augment = Augment("tools", SPEC, CropSpec(background="mask", fill=fill), 1.0)
     for i in range(20):
@@ -154,6 +158,6 @@ def test_imperfect__masks_have_the_flaws_of_a_segmenter() -> None:
         kept = _imperfect(mask, 3.0, 70, np.random.default_rng(seed)) > 0
         missing.append((~kept & (mask > 0)).sum() / (mask > 0).sum())
         surplus.append((kept & (mask == 0)).sum() / (mask > 0).sum())
-    assert 0.02 < np.mean(missing) < 0.35 and 0.02 < np.mean(surplus) < 0.35
+    assert 0.01 < np.mean(missing) < 0.35 and 0.01 < np.mean(surplus) < 0.35
     exact = _imperfect(mask, 0.0, 0, np.random.default_rng(0)) > 0
     assert (exact == (mask > 0)).mean() > 0.99
