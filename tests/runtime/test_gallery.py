@@ -83,14 +83,15 @@ def test_build__segmenter_cuts_the_references_out(
     # The given mask is a whole square; the segmenter keeps only its bright half, and the annotator
     # would see no more of it.
     segmenter = Segmenter(Bundle.open(tiny_world / "bundles" / "segmenter"))
-    picture = np.zeros((64, 64, 4), np.uint8)
-    picture[16:48, 16:48] = (0, 120, 0, 255)
-    picture[16:48, 16:32, :3] = (250, 20, 20)
-    half = picture.copy()
-    half[:, 32:, 3] = 0
-    for name, pixels in (("whole", picture), ("half", half)):
-        (tmp_path / name).mkdir()
-        Image.fromarray(pixels).save(tmp_path / name / "tool.png")
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[16:48, 16:48] = (0, 120, 0)
+    picture[16:48, 16:32] = (250, 20, 20)
+    for name, right in (("whole", 48), ("half", 32)):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[16:48, 16:right] = 255
+        for kind, pixels in (("cropped", picture), ("masks", mask)):
+            (tmp_path / name / "tool" / kind).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / name / "tool" / kind / "a.png")
 
     given = build_gallery(tmp_path / "whole", embedder)[0]
     cut = build_gallery(tmp_path / "whole", embedder, segmenter)[0]
