@@ -39,8 +39,8 @@ class PrototypeSearch:
             raise TkError("unknown search mode", expected="centroid or stack", found=repr(mode))
         if not gallery.classes:
             raise TkError("the gallery has no classes", fix="tk gallery build")
-        if len(gallery.stacks) < SMALL:
-            faiss.omp_set_num_threads(1)
+        self._faiss: Any = faiss
+        self._small = len(gallery.stacks) < SMALL
         self.classes, self.mode = gallery.classes, mode
         self._indexes: list[Any] = []
         groups = (
@@ -66,6 +66,9 @@ class PrototypeSearch:
         result = np.full((len(embeddings), count), -1, np.float32)
         if not len(embeddings):
             return result
+        if self._small:
+            # Each time: other libraries in the process set the same number behind our back.
+            self._faiss.omp_set_num_threads(1)
         if self.mode == "centroid":
             values, ids = self._indexes[0].search(embeddings, count)
             np.put_along_axis(result, ids, values, axis=1)
