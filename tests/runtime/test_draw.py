@@ -171,7 +171,9 @@ def test_draw__emphasis_is_heavier() -> None:
 
 def test_draw__odd_labels() -> None:
     for label in ("", "two\nlines", "\udcff", "名前", "x" * 5000):
-        draw_detections(grey_picture(), [Drawn(box(50, 50, 150, 150), label, label)])
+        drawn = draw_detections(grey_picture(), [Drawn(box(50, 50, 150, 150), label, label)])
+        assert drawn.shape == grey_picture().shape
+        assert changed(grey_picture(), drawn).any(), "at least the box is drawn"
 
 
 def test_class_color__stable_between_processes() -> None:

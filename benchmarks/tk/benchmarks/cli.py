@@ -7,20 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tk.cli import DASHES
+from tk.cli import group
 
-bench = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    context_settings=DASHES,
-    help="Latency, accuracy and equality, side by side.",
-)
-
-
-@bench.callback()
-def _bench() -> None:
-    """Latency, accuracy and equality, side by side."""
+bench = group("Latency, accuracy and equality, side by side.")
 
 
 @bench.command()

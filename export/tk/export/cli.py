@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tk.cli import DASHES
+from tk.cli import single
 
 
 def export(
@@ -51,6 +51,4 @@ def export(
         print(f"  {line}")
 
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=DASHES)
-app.command()(export)
-COMMANDS: dict[str, typer.Typer] = {"export": app}
+COMMANDS: dict[str, typer.Typer] = {"export": single(export)}

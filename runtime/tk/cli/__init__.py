@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -58,6 +59,30 @@ class LazyGroup(TyperGroup):
         """Write the table without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def group(help: str) -> typer.Typer:
+    """Make a command that has sub-commands (`tk train …`)."""
+    made = typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        no_args_is_help=True,
+        context_settings=DASHES,
+        help=help,
+    )
+
+    @made.callback(help=help)
+    def _named() -> None:
+        """Keep the sub-command's name even when there is only one."""
+
+    return made
+
+
+def single(function: Callable[..., None]) -> typer.Typer:
+    """Make a command of one function (`tk annotate`)."""
+    made = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=DASHES)
+    made.command()(function)
+    return made
 
 
 app = typer.Typer(

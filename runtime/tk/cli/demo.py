@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from tk.cli import DASHES
+from tk.cli import single
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,4 @@ def _has(module: str) -> bool:
     return find_spec(module) is not None
 
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=DASHES)
-app.command()(demo)
-COMMANDS: dict[str, typer.Typer] = {"demo": app}
+COMMANDS: dict[str, typer.Typer] = {"demo": single(demo)}

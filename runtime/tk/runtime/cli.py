@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tk.cli import DASHES
+from tk.cli import group, single
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -36,12 +36,6 @@ class AssignMode(str, Enum):
     unique = "unique"
     greedy = "greedy"
     free = "free"
-
-
-def _app(function: Any) -> typer.Typer:
-    app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=DASHES)
-    app.command()(function)
-    return app
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -105,18 +99,7 @@ def verify(
         raise CheckFailed(f"bundle {bundle} does not give the answers of its PyTorch model here")
 
 
-gallery = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    context_settings=DASHES,
-    help="Class prototypes: what `tk annotate` compares objects with.",
-)
-
-
-@gallery.callback()
-def _gallery() -> None:
-    """Class prototypes: what `tk annotate` compares objects with."""
+gallery = group("Class prototypes: what `tk annotate` compares objects with.")
 
 
 @gallery.command("build")
@@ -298,9 +281,9 @@ def _print_json(value: Any) -> None:
 
 
 COMMANDS: dict[str, typer.Typer] = {
-    "doctor": _app(doctor),
-    "verify": _app(verify),
+    "doctor": single(doctor),
+    "verify": single(verify),
     "gallery": gallery,
-    "annotate": _app(annotate),
-    "report": _app(report),
+    "annotate": single(annotate),
+    "report": single(report),
 }

@@ -9,36 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tk.cli import DASHES
+from tk.cli import group
 from tk.train.detector.config import DetectorConfig
 from tk.train.embedder.config import EmbedderConfig
 from tk.train.run.options import make_command
 from tk.train.segmenter.config import SegmenterConfig
 
-
-def _group(help: str) -> typer.Typer:
-    return typer.Typer(
-        rich_markup_mode=None,
-        add_completion=False,
-        no_args_is_help=True,
-        context_settings=DASHES,
-        help=help,
-    )
-
-
-data = _group("Prepare data: generated scenes with boxes, masks and classes.")
-train = _group("Train a detector, a segmenter or an embedder.")
+data = group("Prepare data: generated scenes with boxes, masks and classes.")
+train = group("Train a detector, a segmenter or an embedder.")
 
 
 class Kind(str, Enum):
     """What is drawn."""
 
     tools = "tools"
-
-
-@data.callback()
-def _data() -> None:
-    """Prepare data: generated scenes with boxes, masks and classes."""
 
 
 @data.command()

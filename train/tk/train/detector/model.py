@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tk.runtime.preprocess import ImageSpec
+from tk.train.layers import conv
 from tk.train.run.checkpoint import (
     classes_of,
     image_spec_of,
@@ -29,15 +30,6 @@ MAX_LOG = 5.0
 """Largest log of a distance in strides: 8 * e^5 = 1187 pixels."""
 SUPPRESSED = -30.0
 """Logit of a cell that is not a peak: sigmoid gives 1e-13."""
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 class CompactDetector(nn.Module):

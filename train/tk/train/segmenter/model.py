@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from tk.train.layers import conv
 from tk.train.run.checkpoint import config_of, load_checkpoint, load_weights
 
 CROP = 128
@@ -30,15 +31,6 @@ WIDTHS = (16, 40, 64, 96)
 PAD = 114.0
 """Grey that becomes zero: letterbox padding and the outside of the canvas look alike."""
 SPREAD = 58.0
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 class CompactSegmenter(nn.Module):
