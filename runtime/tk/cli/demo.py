@@ -40,7 +40,7 @@ class Scale:
 
 
 FULL = Scale(600, 60, 40, 450, 900, 7, 8)
-QUICK = Scale(60, 16, 4, 20, 12, 1, 2)
+QUICK = Scale(60, 16, 4, 120, 150, 2, 2)
 
 
 @dataclass(frozen=True)
