@@ -232,6 +232,34 @@ def test_interrupt__what_is_finished_is_kept(tiny_world: Path, tmp_path: Path) -
     assert f"{len(records)} of 300 images" in errors
 
 
+def test_full_disk__says_where_and_keeps_what_was_finished(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    for index in range(40):
+        save(tmp_path / "in" / f"{index:02d}.png", tiny_bundles.blob(RED))
+    out = tmp_path / "out"
+    arguments = [
+        *("annotate", tmp_path / "in", out, "--batch-size", "1", "--no-pictures"),
+        *("--bundles", tiny_world / "bundles", "--gallery", tiny_world / "gallery"),
+    ]
+    # A limit on the size of files fails a write in the middle, as a full disk does.
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        f"sys.argv[1:] = {[str(a) for a in arguments]!r}\n"
+        "from tk.cli import run\nrun()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 3, done.stderr
+    assert str(out) in done.stderr and "--overwrite" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = (out / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    names = [orjson.loads(line)["image"] for line in lines]
+    assert names and names == [f"{index:02d}.png" for index in range(len(names))]
+    assert not (out / "predictions.json").exists()
+
+
 def test_picture_names__equal_stems_stay_apart() -> None:
     names = picture_names(["a/x.jpg", "a/x.png", "b/x.jpg"])
     assert len(set(names.values())) == 3

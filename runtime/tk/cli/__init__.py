@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -136,7 +137,8 @@ def run() -> None:
     except OSError as error:
         # A full disk, a folder without permission: the user's to mend, not a bug of ours.
         where = f": {error.filename}" if error.filename else ""
-        _report(error, f"error: {error.strerror or error}{where}", 3)
+        room = "\n  fix:      make room on that disk" if error.errno == errno.ENOSPC else ""
+        _report(error, f"error: {error.strerror or error}{where}{room}", 3)
 
 
 def _report(error: BaseException, text: str, code: int) -> None:

@@ -26,7 +26,7 @@ from tk.runtime.annotate.stages import Assign, Decode, Detect, Embed, Segment, f
 from tk.runtime.assign import Mode
 from tk.runtime.bundle import Bundle
 from tk.runtime.draw import class_colors
-from tk.runtime.errors import Interrupted, TkError
+from tk.runtime.errors import EnvironmentLacks, Interrupted, TkError
 from tk.runtime.files import write_json
 from tk.runtime.gallery.build import build_gallery
 from tk.runtime.gallery.gallery import FACTS, PROTOTYPES, Gallery, open_gallery
@@ -156,6 +156,7 @@ def annotate(
 
     Raises:
         TkError: bad input, or results of another run in `out`.
+        EnvironmentLacks: the results cannot be written (a full disk); the journal is kept.
         Interrupted: Ctrl-C, after what was finished has been written.
     """
     _refuse_results(out, overwrite)
@@ -165,6 +166,33 @@ def annotate(
     chain = Chain(models, gallery, options)
     names = picture_names([item.name for item in items]) if options.pictures else {}
     output = Output(out, names, options.picture_size, class_colors(chain.gallery.classes))
+    try:
+        totals, wall, interrupted = _run(items, chain, options, output)
+        output.finish()
+        summary = _summary(output, chain, options, totals, wall)
+        write_json(out / SUMMARY, summary)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"the results cannot be written to {out}: {error.strerror or error}",
+            found=f"what was finished is in {out / JOURNAL}, one record per line",
+            fix="make room there (or choose another folder) and run again with --overwrite",
+        ) from error
+    finally:
+        chain.close()
+    if interrupted:
+        done = f"{output.tally.images} of {len(items)} images are in {out / PREDICTIONS}"
+        raise Interrupted(f"interrupted: {done}")
+    return summary
+
+
+def _run(
+    items: list[Item], chain: Chain, options: AnnotateOptions, output: Output
+) -> tuple[dict[str, float], float, bool]:
+    """Send all pictures through the stages.
+
+    Returns:
+        Seconds by stage, wall seconds, and whether Ctrl-C ended it early.
+    """
     started = time.perf_counter()
     totals = dict.fromkeys(STAGES, 0.0)
     interrupted = False
@@ -181,15 +209,7 @@ def annotate(
                     free_pictures(group)
         except KeyboardInterrupt:
             interrupted = True
-    output.finish()
-    wall = time.perf_counter() - started
-    summary = _summary(output, chain, options, totals, wall)
-    write_json(out / SUMMARY, summary)
-    chain.close()
-    if interrupted:
-        done = f"{output.tally.images} of {len(items)} images are in {out / PREDICTIONS}"
-        raise Interrupted(f"interrupted: {done}")
-    return summary
+    return totals, time.perf_counter() - started, interrupted
 
 
 def make_stages(
