@@ -45,7 +45,7 @@ def test_help__alone_teaches() -> None:
     "command",
     [
         *COMMANDS,
-        *("data synth", "gallery build", "bench annotator"),
+        *("data synth", "gallery build", "gallery evaluate", "gallery search", "bench annotator"),
         *(f"train {task}" for task in ("detector", "segmenter", "embedder")),
     ],
 )

@@ -230,10 +230,9 @@ class ReferenceChain:
 
     def _similarity(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine to every class: (C,) float32; a class without references is -1."""
-        if self.options.search == "centroid":
-            return np.asarray(self.gallery.centroids @ embedding, np.float32)
+        vectors, labels = self.gallery.vectors(self.options.search)
         best = np.full(len(self.gallery.classes), -1, np.float32)
-        np.maximum.at(best, self.gallery.stack_labels, self.gallery.stacks @ embedding)
+        np.maximum.at(best, labels, vectors @ embedding)
         return best
 
 

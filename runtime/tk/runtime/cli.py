@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tk.cli import group, single
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads per engine, 0 for all cores.")]
-
-
-class Device(str, Enum):
-    """Where sessions run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Search(str, Enum):
-    """What an object is compared with."""
-
-    centroid = "centroid"
-    stack = "stack"
+from tk.cli import single
+from tk.runtime.gallery.cli import gallery
+from tk.runtime.options import (
+    AsJson,
+    Device,
+    Overwrite,
+    Search,
+    SearchOption,
+    Threads,
+    print_json,
+)
 
 
 class AssignMode(str, Enum):
@@ -46,7 +37,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     lines = examine()
     if as_json:
-        _print_json([asdict(line) for line in lines])
+        print_json([asdict(line) for line in lines])
         return
     marks = {"ok": "ok     ", "missing": "MISSING", "none": "-      "}
     for line in lines:
@@ -82,7 +73,7 @@ def verify(
         for measure in measures
     ]
     if as_json:
-        _print_json(table)
+        print_json(table)
     else:
         count = len(opened.manifest.artifacts) + len(opened.manifest.files) + 1
         print(f"{bundle}: {opened.manifest.task}, {count} files, all hashes match")
@@ -97,63 +88,6 @@ def verify(
             )
     if not all(row.passed for row in rows):
         raise CheckFailed(f"bundle {bundle} does not give the answers of its PyTorch model here")
-
-
-gallery = group("Class prototypes: what `tk annotate` compares objects with.")
-
-
-@gallery.command("build")
-def gallery_build(
-    references: Annotated[
-        Path, typer.Argument(help="REFERENCES/<class>/[cropped/]*.jpg, several per class.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Gallery folder to make.")],
-    embedder: Annotated[Path, typer.Option(help="Bundle of the embedder.")],
-    segmenter: Annotated[
-        Path | None,
-        typer.Option(help="Bundle that cuts masked references out as `tk annotate` will."),
-    ] = None,
-    false_rejections: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of true objects `unknown` may take.")
-    ] = 0.02,
-    device: Device = Device.auto,
-    threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of the choice of held-out references.")] = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Embed reference pictures, make prototypes, and calibrate the `unknown` threshold.
-
-    Masks beside the references (`<class>/masks/{stem}_mask.png`, or an alpha channel) are honoured.
-
-    With --segmenter they only say where the object is: it is cut out by the model, so prototypes
-    and threshold are made of what `tk annotate` will see.
-
-    Example: tk gallery build crops gallery --embedder demo/bundles/embedder
-    """
-    from tk.runtime.bundle import Bundle
-    from tk.runtime.files import refuse_existing
-    from tk.runtime.gallery.build import build_gallery
-    from tk.runtime.heads.embedder import Embedder
-    from tk.runtime.heads.segmenter import Segmenter
-
-    refuse_existing(out, overwrite=overwrite)
-    head = Embedder(Bundle.open(embedder, "embedder"), device=device.value, threads=threads)
-    cutter = None
-    if segmenter is not None:
-        bundle = Bundle.open(segmenter, "segmenter")
-        cutter = Segmenter(bundle, device=device.value, threads=threads)
-    built, report = build_gallery(
-        references, head, cutter, false_rejections=false_rejections, seed=seed
-    )
-    built.save(out, overwrite=overwrite)
-    print(f"{out}: {len(built.classes)} classes, {report.references} references")
-    for sentence in report.skipped:
-        print(f"  skipped: {sentence}")
-    facts = built.facts["calibration"]
-    for mode, threshold in built.thresholds.items():
-        accuracy = facts.get(f"accuracy_{mode}")
-        held = f", accuracy {accuracy:.3f} on {facts['held_out']} held-out" if accuracy else ""
-        print(f"  {mode}: unknown below {threshold:.3f}{held}")
 
 
 def annotate(
@@ -175,9 +109,7 @@ def annotate(
         float, typer.Option(min=0.0, max=1.0, help="Drop the weaker of two boxes overlapping more.")
     ] = 0.5,
     max_boxes: Annotated[int, typer.Option(min=1, help="At most so many per picture.")] = 100,
-    search: Annotated[
-        Search, typer.Option(help="Compare with class means or with every reference.")
-    ] = Search.centroid,
+    search: SearchOption = Search.centroid,
     assign: Annotated[
         AssignMode,
         typer.Option(help="unique: each class once per picture, optimal; greedy; free: repeats."),
@@ -233,7 +165,7 @@ def annotate(
     )
     summary = run(images, out, models, gallery, options, overwrite=overwrite)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     print(
         f"{summary['images']} photos, {summary['detections']} objects "
@@ -272,12 +204,6 @@ def report(
 
     path = write_report(predictions, results / "report.html", pictures=picture, title=title)
     print(path)
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
 
 
 COMMANDS: dict[str, typer.Typer] = {

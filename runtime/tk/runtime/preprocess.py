@@ -177,9 +177,12 @@ def cut_crop(
 ) -> Image:
     """Cut one object out of a picture as `spec` says.
 
+    A kept background ends where the picture ends. A masked one does not: the crop has its whole
+    margin in the fill colour, so its pixels do not depend on how much of the scene there is.
+
     Args:
         image: (H, W, 3) uint8 RGB.
-        box: (4,) float32 xyxy, pixels; the margin is added here, and the result clipped.
+        box: (4,) float32 xyxy, pixels; the margin is added here.
         mask: the object's mask, needed when the background is masked.
 
     Returns:
@@ -187,11 +190,9 @@ def cut_crop(
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = enlarge(box[None], spec.margin)[0]
-    left, top = int(np.clip(np.floor(x0), 0, width - 1)), int(np.clip(np.floor(y0), 0, height - 1))
-    right, bottom = (
-        int(np.clip(np.ceil(x1), left + 1, width)),
-        int(np.clip(np.ceil(y1), top + 1, height)),
-    )
+    wide, high = (int(np.floor(x0)), int(np.ceil(x1))), (int(np.floor(y0)), int(np.ceil(y1)))
+    left, right = _within(*wide, width)
+    top, bottom = _within(*high, height)
     crop = image[top:bottom, left:right]
     if spec.background == "keep":
         return np.ascontiguousarray(crop)
@@ -200,7 +201,18 @@ def cut_crop(
             "this embedder was trained on masked crops, and there is no mask",
             fix="give a segmenter (--segmenter), or train with --crop_mode bbox",
         )
-    return apply_mask(crop, mask.crop(left, top, right, bottom), spec)
+    painted = apply_mask(crop, mask.crop(left, top, right, bottom), spec)
+    x, y = max(0, left - wide[0]), max(0, top - high[0])
+    width, height = x + max(wide[1], right) - left, y + max(high[1], bottom) - top
+    canvas = np.full((height, width, 3), spec.fill, np.uint8)
+    canvas[y : y + bottom - top, x : x + right - left] = painted
+    return canvas
+
+
+def _within(start: int, stop: int, limit: int) -> tuple[int, int]:
+    """Clip a range of pixels to 0..limit, at least one pixel long."""
+    first = min(max(start, 0), limit - 1)
+    return first, min(max(stop, first + 1), limit)
 
 
 def _span(start: float, stop: float, limit: int) -> tuple[int, int]:

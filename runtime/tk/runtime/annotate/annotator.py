@@ -29,8 +29,8 @@ from tk.runtime.draw import class_colors
 from tk.runtime.errors import EnvironmentLacks, Interrupted, TkError
 from tk.runtime.files import write_json
 from tk.runtime.gallery.build import build_gallery
-from tk.runtime.gallery.gallery import FACTS, PROTOTYPES, Gallery, open_gallery
-from tk.runtime.gallery.search import PrototypeSearch, SearchMode
+from tk.runtime.gallery.gallery import FACTS, PROTOTYPES, Gallery, SearchMode, open_gallery
+from tk.runtime.gallery.search import PrototypeSearch
 from tk.runtime.heads.detector import CompactDetector, DetectorOptions
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.heads.segmenter import Segmenter
@@ -53,7 +53,7 @@ class AnnotateOptions:
 
     Attributes:
         detector: thresholds of the detector.
-        search: compare with class centroids or with every reference.
+        search: compare with class centroids, every reference, or sub-prototypes.
         assign: `unique` gives each class at most once, by optimal assignment; see `assign`.
         unknown_threshold: least similarity of an accepted class; None takes the gallery's own.
         batch_size: pictures that share a batch.

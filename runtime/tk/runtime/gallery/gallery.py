@@ -2,8 +2,9 @@
 
 Layout of the folder:
     prototypes.npz   centroids (C, D), stacks (N, D), stack_labels (N,), id2cls unicode (C,),
-                     cls2id JSON text
-    gallery.json     embedder SHA-256, CropSpec, thresholds and how they were found, sources
+                     cls2id JSON text; optional: sub_centroids (M, D), sub_labels (M,)
+    gallery.json     SHA-256 of embedder or checkpoint, CropSpec, thresholds and how they were
+                     found, sources
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -25,6 +26,10 @@ from tk.runtime.preprocess import CropSpec, spec_from_json
 
 PROTOTYPES, FACTS = "prototypes.npz", "gallery.json"
 SCHEMA = 1
+SearchMode = Literal["centroid", "stack", "sub"]
+MODES: tuple[SearchMode, ...] = ("centroid", "stack", "sub")
+"""What an object is compared with: the mean of a class, its nearest reference, or its nearest
+sub-prototype."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Gallery:
         crop: how references were cut; None when unknown.
         thresholds: search mode -> similarity below which an object is `unknown`.
         facts: how thresholds were found, where references came from.
+        sub_centroids: (M, D) float32, unit length: a few centres per class; None without them.
+        sub_labels: (M,) int64, the class of each centre; None without them.
+        checkpoint_sha256: of the checkpoint whose embeddings these are, when training made them;
+            bundles exported from it fit.
     """
 
     classes: tuple[str, ...]
@@ -50,34 +59,64 @@ class Gallery:
     crop: CropSpec | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    sub_centroids: NDArray[np.float32] | None = None
+    sub_labels: NDArray[np.int64] | None = None
+    checkpoint_sha256: str = ""
+
+    def vectors(self, mode: SearchMode) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What a search mode compares with.
+
+        Returns:
+            (K, D) float32 unit vectors and (K,) int64, the class of each.
+
+        Raises:
+            TkError: no such mode, or this gallery has no sub-prototypes.
+        """
+        if mode == "centroid":
+            return self.centroids, np.arange(len(self.classes))
+        if mode == "stack":
+            return self.stacks, self.stack_labels
+        if mode != "sub":
+            raise TkError("unknown search mode", expected=" or ".join(MODES), found=repr(mode))
+        if self.sub_centroids is None or self.sub_labels is None:
+            raise TkError(
+                "the gallery has no sub-prototypes to search (--search sub)",
+                fix="tk gallery build REFERENCES OUT --embedder BUNDLE --sub-prototypes 4",
+            )
+        return self.sub_centroids, self.sub_labels
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
         """Write the folder atomically."""
         with atomic_folder(folder, overwrite=overwrite) as temporary:
-            write_bytes(temporary / PROTOTYPES, self.to_npz())
-            crop = None if self.crop is None else asdict(self.crop)
-            write_json(
-                temporary / FACTS,
-                {
-                    "schema": SCHEMA,
-                    "embedder_sha256": self.embedder_sha256,
-                    "crop": crop,
-                    "thresholds": self.thresholds,
-                    "facts": self.facts,
-                },
-            )
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a gallery into a folder that holds other things too (a run)."""
+        crop = None if self.crop is None else asdict(self.crop)
+        facts = {
+            "schema": SCHEMA,
+            "embedder_sha256": self.embedder_sha256,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "crop": crop,
+            "thresholds": self.thresholds,
+            "facts": self.facts,
+        }
+        write_bytes(folder / PROTOTYPES, self.to_npz())
+        write_json(folder / FACTS, facts)
 
     def to_npz(self) -> bytes:
         """Bytes of `prototypes.npz`."""
+        arrays: dict[str, Any] = {
+            "centroids": self.centroids,
+            "stacks": self.stacks,
+            "stack_labels": self.stack_labels,
+            "id2cls": np.asarray(self.classes, np.str_),
+            "cls2id": np.asarray(_json_text({name: i for i, name in enumerate(self.classes)})),
+        }
+        if self.sub_centroids is not None and self.sub_labels is not None:
+            arrays |= {"sub_centroids": self.sub_centroids, "sub_labels": self.sub_labels}
         file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            centroids=self.centroids,
-            stacks=self.stacks,
-            stack_labels=self.stack_labels,
-            id2cls=np.asarray(self.classes, np.str_),
-            cls2id=np.asarray(_json_text({name: i for i, name in enumerate(self.classes)})),
-        )
+        np.savez_compressed(file, **arrays)
         return file.getvalue()
 
     def check_embedder(self, embedder: Embedder) -> None:
@@ -94,13 +133,19 @@ class Gallery:
                 found=f"{self.centroids.shape[1]} (the gallery's)",
                 fix=fix,
             )
-        if self.embedder_sha256 and self.embedder_sha256 != embedder.sha256:
-            raise TkError(
-                "the gallery was made by another embedder: similarities would mean nothing",
-                expected=f"embedder {self.embedder_sha256[:12]}",
-                found=f"embedder {embedder.sha256[:12]}",
-                fix=fix,
-            )
+        source = str(embedder.manifest.source.get("sha256", ""))
+        for kind, own, theirs in (
+            ("embedder", self.embedder_sha256, embedder.sha256),
+            # A bundle that does not say what it was made from gets the benefit of the doubt.
+            ("checkpoint", source and self.checkpoint_sha256, source),
+        ):
+            if own and own != theirs:
+                raise TkError(
+                    "the gallery was made by another embedder: similarities would mean nothing",
+                    expected=f"{kind} {own[:12]}",
+                    found=f"{kind} {theirs[:12]}",
+                    fix=fix,
+                )
         if self.crop is not None and self.crop != embedder.crop:
             raise TkError(
                 "gallery and embedder cut their crops differently",
@@ -136,40 +181,65 @@ def open_gallery(path: Path) -> Gallery:
 
 
 def _from_npz(path: Path, facts: dict[str, Any]) -> Gallery:
+    arrays = _read_arrays(path)
+    if not _agree(arrays):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise TkError(
+            f"the arrays of {path} contradict each other or are not finite",
+            expected="centroids (C, D), stacks (N, D), stack_labels (N,) below C, id2cls (C,), "
+            "and both or none of sub_centroids (M, D), sub_labels (M,) below C",
+            found=shapes,
+        )
+    crop = facts.get("crop")
+    sub = "sub_centroids" in arrays
+    return Gallery(
+        classes=tuple(str(name) for name in arrays["id2cls"]),
+        centroids=arrays["centroids"].astype(np.float32),
+        stacks=arrays["stacks"].astype(np.float32),
+        stack_labels=arrays["stack_labels"].astype(np.int64),
+        embedder_sha256=facts.get("embedder_sha256", ""),
+        checkpoint_sha256=facts.get("checkpoint_sha256", ""),
+        crop=None if crop is None else spec_from_json(CropSpec, crop),
+        thresholds=facts.get("thresholds", {}),
+        facts=facts.get("facts", {}),
+        sub_centroids=arrays["sub_centroids"].astype(np.float32) if sub else None,
+        sub_labels=arrays["sub_labels"].astype(np.int64) if sub else None,
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     keys = ("centroids", "stacks", "stack_labels", "id2cls")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            centroids, stacks, labels, names = (archive[key] for key in keys)
+            extra = [key for key in ("sub_centroids", "sub_labels") if key in archive]
+            return {key: archive[key] for key in (*keys, *extra)}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise TkError(
             f"{path} cannot be read as prototypes: {error}",
             expected="plain arrays " + ", ".join(keys) + " (no pickled objects)",
             fix="build the gallery again: tk gallery build",
         ) from None
-    shapes_agree = (
-        centroids.ndim == stacks.ndim == 2
-        and len(centroids) == len(names)
-        and centroids.shape[1] == stacks.shape[1]
-        and labels.shape == (len(stacks),)
+
+
+def _agree(arrays: dict[str, NDArray[Any]]) -> bool:
+    """Whether shapes fit together, labels are classes, and vectors are finite."""
+    centroids, names = arrays["centroids"], arrays["id2cls"]
+    if centroids.ndim != 2 or names.shape != centroids.shape[:1]:
+        return False
+    if ("sub_centroids" in arrays) != ("sub_labels" in arrays):
+        return False
+    groups = [(arrays["stacks"], arrays["stack_labels"])]
+    if "sub_centroids" in arrays:
+        groups.append((arrays["sub_centroids"], arrays["sub_labels"]))
+    labelled = all(
+        rows.ndim == 2
+        and rows.shape[1] == centroids.shape[1]
+        and labels.shape == (len(rows),)
         and (not len(labels) or 0 <= labels.min() <= labels.max() < len(names))
+        and np.isfinite(rows).all()
+        for rows, labels in groups
     )
-    if not shapes_agree or not np.isfinite(centroids).all() or not np.isfinite(stacks).all():
-        raise TkError(
-            f"the arrays of {path} contradict each other or are not finite",
-            expected="centroids (C, D), stacks (N, D), stack_labels (N,) below C, id2cls (C,)",
-            found=f"{centroids.shape}, {stacks.shape}, {labels.shape}, {names.shape}",
-        )
-    crop = facts.get("crop")
-    return Gallery(
-        classes=tuple(str(name) for name in names),
-        centroids=centroids.astype(np.float32),
-        stacks=stacks.astype(np.float32),
-        stack_labels=labels.astype(np.int64),
-        embedder_sha256=facts.get("embedder_sha256", ""),
-        crop=None if crop is None else spec_from_json(CropSpec, crop),
-        thresholds=facts.get("thresholds", {}),
-        facts=facts.get("facts", {}),
-    )
+    return labelled and bool(np.isfinite(centroids).all())
 
 
 def _json_text(value: dict[str, int]) -> str:

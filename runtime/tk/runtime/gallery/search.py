@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from importlib import util
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.errors import EnvironmentLacks, TkError
-from tk.runtime.gallery.gallery import Gallery
+from tk.runtime.gallery.gallery import Gallery, SearchMode
 
-SearchMode = Literal["centroid", "stack"]
 SMALL = 100_000
 """References below which FAISS runs on one thread: its threads cost more than they bring, and on a
 shared machine they can stall for seconds (OpenMP busy waiting)."""
@@ -20,12 +19,17 @@ shared machine they can stall for seconds (OpenMP busy waiting)."""
 class PrototypeSearch:
     """Cosine similarity to every class.
 
-    `centroid` compares with the mean of a class; `stack` with its nearest reference. Both are
-    exact: one flat index of centroids, or one flat index per class, searched for one neighbour.
+    `centroid` compares with the mean of a class, `stack` with its nearest reference, `sub` with its
+    nearest sub-prototype. All are exact: one flat index of centroids, or one flat index per class,
+    searched for one neighbour.
 
     Args:
         gallery: unit vectors.
-        mode: `centroid` or `stack`.
+        mode: what to compare with.
+
+    Raises:
+        TkError: no classes, or `sub` of a gallery without sub-prototypes.
+        EnvironmentLacks: FAISS is not installed.
     """
 
     def __init__(self, gallery: Gallery, mode: SearchMode = "centroid") -> None:
@@ -35,19 +39,15 @@ class PrototypeSearch:
             )
         import faiss
 
-        if mode not in ("centroid", "stack"):
-            raise TkError("unknown search mode", expected="centroid or stack", found=repr(mode))
         if not gallery.classes:
             raise TkError("the gallery has no classes", fix="tk gallery build")
+        rows, labels = gallery.vectors(mode)
         self._faiss: Any = faiss
-        self._small = len(gallery.stacks) < SMALL
+        self._small = len(rows) < SMALL
         self.classes, self.mode = gallery.classes, mode
         self._indexes: list[Any] = []
-        groups = (
-            [gallery.centroids]
-            if mode == "centroid"
-            else [gallery.stacks[gallery.stack_labels == i] for i in range(len(gallery.classes))]
-        )
+        each = range(len(gallery.classes))
+        groups = [rows] if mode == "centroid" else [rows[labels == i] for i in each]
         for vectors in groups:
             index = faiss.IndexFlatIP(vectors.shape[1])
             index.add(np.ascontiguousarray(vectors))
