@@ -34,5 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[cpu,train,export]" --group dev
+	# sam2 comes as source only: built against the torch that is here, without its CUDA extension.
+	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation "sam2>=1.1"
+	$(PIP) --editable ".[cpu,train,export,sam2,clearml]" --group dev
 	@touch $@

@@ -16,10 +16,9 @@ from tk.train.run.checkpoint import (
     crop_spec_of,
     image_spec_of,
     load_checkpoint,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
 )
+from tk.train.run.rng import rng_state, set_rng_state
 
 
 def state(**changes: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class DetectorTask(TrainTask):
     def __len__(self) -> int:
         return len(self.store)
 
-    def sample(self, index: int, rng: np.random.Generator) -> Any:
+    def sample(self, index: int, epoch: int, rng: np.random.Generator) -> Any:
         """One view and its target maps."""
         spec = self.image_spec
         image, boxes, labels = make_sample(self.store[index], spec, self.augmentation, rng)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from tk.runtime.errors import TkError
+from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.files import atomic_path
 from tk.runtime.preprocess import CropSpec, ImageSpec, spec_from_json
 
 FORMAT = "tk-checkpoint"
 VERSION = 1
 KEYS = ("task", "config", "classes", "image_spec", "crop_spec", "step", "epoch", "model")
-"""Keys of every checkpoint beside `format` and `version`; see `tk.train.run.loop` for the rest."""
+"""Keys of every checkpoint beside `format` and `version`; `tk.train.run.trainer` adds the rest."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -30,8 +29,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     full = {"format": FORMAT, "version": VERSION, **state}
     _check_plain(full, "state")
-    with atomic_path(path) as temporary:
-        torch.save(full, temporary)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(full, temporary)
+    except RuntimeError as error:  # what torch makes of a write that failed
+        kept = f"; {path.name} is the previous one" if path.exists() else ""
+        raise EnvironmentLacks(
+            f"{path} could not be written{kept}",
+            found=f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free on that disk: {error}",
+            fix="make room, then go on with --resume last",
+        ) from None
 
 
 def load_checkpoint(path: Path, task: str | None = None) -> dict[str, Any]:
@@ -89,19 +96,29 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Put the weights of a checkpoint into a model.
+    """Put the weights of a checkpoint into a model: their moving average, if the run kept one.
 
     Raises:
         TkError: they are of another architecture (another version of tk wrote them).
     """
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(result_weights(state, "model"))
     except RuntimeError as error:
         raise TkError(
             f"the weights in {path} do not fit the {state['task']} of this version of tk",
             found=" ".join(str(error).split())[:300],
             fix="train again, or use the version of tk that wrote the checkpoint",
         ) from None
+
+
+def result_weights(state: dict[str, Any], part: str) -> dict[str, torch.Tensor]:
+    """State dict of a part of the training (see `TrainTask.parts`) as results should use it."""
+    weights = dict(state["model"] if part == "model" else state["others"][part])
+    prefix = f"{part}."
+    for name, value in (state.get("average") or {}).items():
+        if name.startswith(prefix):
+            weights[name[len(prefix) :]] = value
+    return weights
 
 
 def config_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -124,41 +141,3 @@ def crop_spec_of(state: dict[str, Any]) -> CropSpec | None:
     """How an object is cut out, for models that look at crops."""
     text = state["crop_spec"]
     return spec_from_json(CropSpec, json.loads(text)) if text else None
-
-
-def rng_state() -> dict[str, Any]:
-    """States of the global generators of torch, numpy and python as tensors and numbers."""
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy_key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_pos": int(numpy_state["state"]["pos"]),
-        "numpy_has_gauss": int(numpy_state["has_gauss"]),
-        "numpy_gauss": float(numpy_state["gauss"]),
-        "python_version": version,
-        "python_words": torch.tensor(words, dtype=torch.int64),
-        "python_gauss": gauss,
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` took."""
-    torch.set_rng_state(state["torch"])
-    key = state["numpy_key"].numpy().astype(np.uint32)
-    np.random.set_state(
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": key, "pos": state["numpy_pos"]},
-            "has_gauss": state["numpy_has_gauss"],
-            "gauss": state["numpy_gauss"],
-        }
-    )
-    words = tuple(state["python_words"].tolist())
-    random.setstate((state["python_version"], words, state["python_gauss"]))
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -14,7 +14,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     may_differ: ClassVar[frozenset[str]] = frozenset(
-        {"out", "resume", "overwrite", "workers", "device", "threads", "save_every"}
+        {"out", "resume", "overwrite", "workers", "device", "gpus", "threads"}
+        | {"save_every", "keep_every"}
+        | {"use_clearml", "clearml_project", "clearml_task_name"}
     )
     """Fields that a resume may change: they do not say what is computed."""
 
@@ -24,13 +26,19 @@ class TrainConfig(BaseModel):
     data: Path = Field(description="folder with the training data")
     out: Path = Field(description="run folder: config, metrics, checkpoints")
     steps: int = Field(1000, ge=1, description="optimizer steps of the whole run")
-    batch_size: int = Field(32, ge=1, description="samples per step")
+    batch_size: int = Field(32, ge=1, description="samples per step, over all processes")
+    accumulate: int = Field(
+        1, ge=1, description="parts in which a batch goes through the network, to save memory"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(
         0.05, ge=0, description="AdamW weight decay (not on biases and norms)"
     )
     warmup: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
     clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="moving average of the weights, used for results; 0: none"
+    )
     seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
@@ -39,13 +47,23 @@ class TrainConfig(BaseModel):
     workers: int = Field(0, ge=0, description="processes that prepare samples")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: at the end only")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end only")
+    keep_every: int = Field(
+        0, ge=0, description="steps between checkpoints that stay under their own name; 0: none"
+    )
     resume: str = Field(
         "",
         description="go on from a checkpoint, or from `last`: checkpoint_last.pth of --out",
     )
     overwrite: bool = Field(False, description="replace a run that is in the run folder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    gpus: int = Field(
+        0, ge=0, description="processes, one per GPU (with --device cpu: CPU processes); 0: one"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch; 0: its default")
+
+    use_clearml: bool = Field(False, description="send figures to ClearML too")
+    clearml_project: str = Field("tk", description="ClearML project")
+    clearml_task_name: str = Field("", description="ClearML task; default: name of the run folder")
 
     @model_validator(mode="before")
     @classmethod

@@ -36,7 +36,9 @@ class RunFolder:
         self.best = path / "checkpoint_best.pth"
         self.interrupt = path / "checkpoint_interrupt.pth"
 
-    def start(self, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    def start(
+        self, config: dict[str, Any], facts: dict[str, Any], *, overwrite: bool = False
+    ) -> None:
         """Begin a new run: write config.json, remove the metrics and checkpoints of an old one.
 
         Raises:
@@ -48,13 +50,18 @@ class RunFolder:
                 fix="go on with --resume last, replace it with --overwrite, or change --out",
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in (self.metrics, self.log_file, self.last, self.best, self.interrupt):
+        for path in (self.metrics, self.log_file, *self.path.glob("checkpoint_*.pth")):
             path.unlink(missing_ok=True)
-        self.write_config(config)
+        self.write_config(config, facts)
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """Write the resolved configuration and the versions of the libraries."""
-        write_json(self.config, {"config": config, "versions": library_versions()})
+    def write_config(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write the resolved configuration, facts of the run, and versions of the libraries."""
+        content = {"config": config, "facts": facts, "versions": library_versions()}
+        write_json(self.config, content)
+
+    def kept(self, tag: str) -> Path:
+        """Path of a checkpoint that stays: `checkpoint_ep005.pth`."""
+        return self.path / f"checkpoint_{tag}.pth"
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration of the run."""

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tk.runtime.errors import TkError
 from tk.train.run.config import TrainConfig
-from tk.train.run.sampling import Place, batches, sample_rng
+from tk.train.run.distributed import rank, world
+from tk.train.run.sampling import Place, batches, parts, sample_rng
 from tk.train.run.stop import ignore_in_worker
 from tk.train.run.task import TrainTask
 
@@ -25,11 +26,11 @@ class _Samples(Dataset[Any]):
 
     def __getitem__(self, place: Place) -> Any:
         epoch, index = place
-        return self.task.sample(index, sample_rng(self.seed, epoch, index))
+        return self.task.sample(index, epoch, sample_rng(self.seed, epoch, index))
 
 
 class _Batches(Sampler[list[Place]]):
-    """The batches of a run from a step on, made as they are needed."""
+    """This process's parts of the batches of a run from a step on, made as they are needed."""
 
     def __init__(self, task: TrainTask, config: TrainConfig, start: int) -> None:
         self.task, self.config, self.start = task, config, start
@@ -37,20 +38,27 @@ class _Batches(Sampler[list[Place]]):
     def __iter__(self) -> Iterator[list[Place]]:
         config = self.config
         order = partial(self.task.order, config.seed)
-        return batches(order, config.batch_size, self.start, config.steps)
+        for batch in batches(order, config.batch_size, self.start, config.steps):
+            yield from parts(batch, config.accumulate, rank(), world())
 
     def __len__(self) -> int:
-        return self.config.steps - self.start
+        return (self.config.steps - self.start) * self.config.accumulate
 
 
 def batch_loader(task: TrainTask, config: TrainConfig, start: int) -> DataLoader[Any]:
-    """Loader of the batches of steps `start` to `config.steps`.
+    """Loader of the batches of steps `start` to `config.steps`, `config.accumulate` parts of each.
 
     Raises:
-        TkError: the task has no samples.
+        TkError: the task has no samples, or batches cannot be divided into equal parts.
     """
     if len(task) == 0:
         raise TkError("there is nothing to train on", found=f"0 samples in {config.data}")
+    if config.batch_size % (config.accumulate * world()):
+        raise TkError(
+            "a batch cannot be divided evenly",
+            expected=f"--batch_size divisible by {world()} processes x {config.accumulate} parts",
+            found=str(config.batch_size),
+        )
     forks = "fork" in multiprocessing.get_all_start_methods()
     return DataLoader(
         _Samples(task, config.seed),

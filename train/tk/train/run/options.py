@@ -47,6 +47,8 @@ def make_command(
     parameters = [_parameter("config", Path, "TOML or JSON file with values of these options")]
     spellings = _aliases(config_class)
     for name, field in config_class.model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hidden"):
+            continue  # set by the code alone
         others = [other for other, target in spellings.items() if target == name]
         parameters.append(_parameter(name, _plain_type(field.annotation), _help(field), others))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

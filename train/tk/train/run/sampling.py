@@ -52,6 +52,16 @@ def batches(
         yield batch
 
 
+def parts(batch: list[Place], count: int, rank: int, world: int) -> Iterator[list[Place]]:
+    """Divide a batch into `count` parts for each of `world` processes; yield those of `rank`.
+
+    All parts are equally large, so the mean of their means is the mean of the batch, whatever the
+    number of parts and processes.
+    """
+    for number in range(count):
+        yield batch[number * world + rank :: count * world]
+
+
 def epoch_of(step: int, batch_size: int, size: int) -> int:
     """Epoch in which the samples of `step` begin."""
     return step * batch_size // size

@@ -8,14 +8,19 @@ import threading
 from types import FrameType
 from typing import Any
 
+from tk.train.run.distributed import is_main
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While active, the first signal sets `requested`; a second one interrupts at once."""
+    """While active, the first signal sets `requested`; a second of its kind interrupts at once.
+
+    Of its kind: torchrun answers the Ctrl-C that everybody has seen with a SIGTERM to everybody.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.seen: set[int] = set()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -29,11 +34,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def requested(self) -> bool:
+        """Say whether somebody wants the run to stop."""
+        return bool(self.seen)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if number in self.seen:
             raise KeyboardInterrupt
-        self.requested = True
-        print("stopping after this step (again: at once, without a checkpoint)", file=sys.stderr)
+        if is_main() and not self.seen:
+            text = "stopping after this step (again: at once, without a checkpoint)"
+            print(text, file=sys.stderr)
+        self.seen.add(number)
 
 
 def ignore_in_worker() -> None:

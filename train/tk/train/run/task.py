@@ -24,7 +24,7 @@ class TrainTask(ABC):
         best_metric: key of `evaluate()` by which `checkpoint_best.pth` is chosen, the larger the
             better; empty: the last is the best.
         betas: of AdamW; 0.99 for the second suits runs of a few hundred steps.
-        model: what is trained; its state dict is `model` in the checkpoint.
+        model: what is exported; its state dict is `model` in the checkpoint.
         classes, image_spec, crop_spec: kept in the checkpoint for export and runtime.
     """
 
@@ -42,8 +42,18 @@ class TrainTask(ABC):
         """Number of training samples in an epoch."""
 
     @abstractmethod
-    def sample(self, index: int, rng: np.random.Generator) -> Any:
-        """Make one training sample; may run in a worker process, must use no other randomness."""
+    def sample(self, index: int, epoch: int, rng: np.random.Generator) -> Any:
+        """Make one training sample; may run in a worker process.
+
+        Args:
+            index: 0 to len(self) - 1.
+            epoch: pass over the samples, from 0.
+            rng: numbers that depend on (seed, epoch, index) alone; there must be no other
+                randomness.
+        """
+
+    def begin(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to do
+        """Called once before the first step, when weights are loaded and on their device."""
 
     @abstractmethod
     def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
@@ -54,8 +64,14 @@ class TrainTask(ABC):
             step: optimizer step, from 0.
         """
 
-    def evaluate(self) -> dict[str, float]:
-        """Figures on the held-out share; called in eval mode without gradients."""
+    def evaluate(self) -> dict[str, Any]:
+        """Figures on the held-out share; called in eval mode without gradients.
+
+        With several processes all of them call it together, and all must return the same.
+
+        Returns:
+            name -> number, or a table of numbers (class -> figure -> number).
+        """
         return {}
 
     def collate(self, samples: Sequence[Any]) -> Any:
@@ -66,13 +82,21 @@ class TrainTask(ABC):
         """Indices of the samples of an epoch, `len(self)` of them; override to balance."""
         return epoch_permutation(seed, epoch, len(self))
 
-    def to(self, device: torch.device) -> None:
-        """Move everything that computes to a device."""
-        self.model.to(device)
+    def parts(self) -> nn.ModuleDict:
+        """Everything that has weights, `model` among it; other parts are not exported."""
+        return nn.ModuleDict({"model": self.model})
 
     def train_mode(self) -> None:
         """Enter training mode; override to keep frozen parts in eval mode."""
         self.model.train()
+
+    def facts(self) -> dict[str, Any]:
+        """What config.json should say beside options and optimizer (the loss, sizes of splits)."""
+        return {}
+
+    def tag(self, done: int) -> str:
+        """Name of the checkpoint after `done` steps, if it is kept: `checkpoint_TAG.pth`."""
+        return f"step{done:06d}"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups; `lr_scale` of a group multiplies the scheduled learning rate."""
@@ -82,7 +106,10 @@ class TrainTask(ABC):
         """Called after optimizer step `step` (a moving average of the weights, say)."""
 
     def extra_state(self) -> dict[str, Any]:
-        """State beside model and optimizer (tensors, numbers, strings, dicts of these)."""
+        """State beside weights and optimizer (tensors, numbers, strings, dicts of these).
+
+        With several processes all of them call it together; that of process 0 is kept.
+        """
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027

@@ -56,7 +56,9 @@ class SegmenterTask(TrainTask):
     def __len__(self) -> int:
         return len(self.store)
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Image, NDArray[np.uint8]]:
+    def sample(
+        self, index: int, epoch: int, rng: np.random.Generator
+    ) -> tuple[Image, NDArray[np.uint8]]:
         """One object of a picture and its mask."""
         return make_sample(self.store[index], self.config, rng)
 
