@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 import sys
 import time
@@ -127,7 +128,7 @@ def test_crops__align_with_their_masks(written: tuple[Path, SynthSummary]) -> No
             top, left = y - int(rows.min()), x - int(columns.min())
             part = photo[top : top + mask.shape[0], left : left + mask.shape[1]]
             assert np.abs(part.astype(int) - crop).mean() < 4
-            margin = round(0.1 * max(annotation["bbox"][2:]))
+            margin = math.ceil(0.1 * max(annotation["bbox"][2:]))
             assert x - left == min(margin, x)
             assert y - top == min(margin, y)
             crops += 1

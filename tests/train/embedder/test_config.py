@@ -34,7 +34,8 @@ def test_embedder_config__takes_the_options_of_the_original_script() -> None:
 def test_embedder_config__epochs_in_steps() -> None:
     config = EmbedderConfig(data=Path("d"), out=Path("o"), epochs=3, batch_size=64, save_every=2)
     counted = config.in_steps(700)
-    assert (counted.steps, counted.eval_every, counted.save_every) == (33, 11, 22)
+    assert (counted.steps, counted.eval_every) == (33, 11)
+    assert (counted.save_every, counted.keep_every) == (11, 22)
 
 
 def test_embedder_config__crop_mode_decides_what_the_runtime_does() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
+from tk.runtime.gallery.references import find_references, reference_crop
 from tk.runtime.images import ImageError
 from tk.runtime.preprocess import CropSpec
 from tk.train.embedder.cache import Budget, Cache
+from tk.train.embedder.config import EmbedderConfig
 from tk.train.embedder.data import (
     CropFile,
     Picture,
@@ -20,6 +25,8 @@ from tk.train.embedder.data import (
     find_crops,
     read_picture,
 )
+from tk.train.embedder.train import train_embedder
+from tk.train.run.options import validate
 
 
 def write(path: Path, image: NDArray[np.uint8]) -> Path:
@@ -74,6 +81,91 @@ def test_find_crops__needs_two_classes(tmp_path: Path) -> None:
         find_crops(tmp_path)
     with pytest.raises(TkError, match="is not a folder"):
         find_crops(tmp_path / "absent")
+
+
+def test_find_crops__equal_stems_are_two_crops(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.png", "2.png"):
+        write(tmp_path / "a" / "cropped" / name, GREY)
+    for form in ("NFC", "NFD"):  # Linux keeps both
+        write(tmp_path / unicodedata.normalize(form, "йод") / f"{form}.png", GREY)
+    classes, crops = find_crops(tmp_path)
+    assert classes == ("a", "йод")
+    names = [(crop.label, crop.path.name) for crop in crops]
+    assert names[:3] == [(0, "1.jpg"), (0, "1.png"), (0, "2.png")]
+    assert sorted(names[3:]) == [(1, "NFC.png"), (1, "NFD.png")]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Four class folders with the same two file names in each."""
+    for name in ("ключ 10", "ключ 12", "молоток", unicodedata.normalize("NFD", "йод [1]")):
+        for file in ("1.png", "2.png"):
+            write(tmp_path / name / "cropped" / file, GREY)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("merge", "exclude", "expected"),
+    [
+        ([], [], {"ключ 10": 2, "ключ 12": 2, "молоток": 2, "йод [1]": 2}),
+        (["ключ 10=ключ 12"], [], {"ключ 12": 4, "молоток": 2, "йод [1]": 2}),
+        (["ключ 1? = ключ"], [], {"ключ": 4, "молоток": 2, "йод [1]": 2}),
+        (["ключ*=ключ", "молоток=ключ"], [], {"ключ": 6, "йод [1]": 2}),
+        (["ключ*=молоток"], [], {"молоток": 6, "йод [1]": 2}),
+        (["йод [1]=y"], [], {"ключ 10": 2, "ключ 12": 2, "молоток": 2, "y": 2}),
+        ([], ["ключ*"], {"молоток": 2, "йод [1]": 2}),
+        ([], ["йод [1]", "*/2.png"], {"ключ 10": 1, "ключ 12": 1, "молоток": 1}),
+        (["ключ*=ключ"], ["ключ 10/1.png"], {"ключ": 3, "молоток": 2, "йод [1]": 2}),
+        (["ключ*=ключ"], ["ключ 12"], {"ключ": 2, "молоток": 2, "йод [1]": 2}),
+    ],
+)
+def test_find_crops__merge_and_exclude(
+    folders: Path, merge: list[str], exclude: list[str], expected: dict[str, int]
+) -> None:
+    decomposed = [unicodedata.normalize("NFD", rule) for rule in merge + exclude]
+    classes, crops = find_crops(
+        folders, merge=decomposed[: len(merge)], exclude=decomposed[len(merge) :]
+    )
+    assert {name: sum(c.label == i for c in crops) for i, name in enumerate(classes)} == expected
+    assert list(classes) == sorted(classes)
+    assert len({crop.path for crop in crops}) == len(crops)
+
+
+@pytest.mark.parametrize(
+    ("merge", "exclude", "message"),
+    [
+        (["лом=ключ"], [], "no class folder лом.*йод .1., ключ 10, ключ 12, молоток"),
+        (["Ключ*=ключ"], [], "no class folder"),
+        (["ключ 10"], [], "FROM=TO"),
+        (["=ключ"], [], "FROM=TO"),
+        (["ключ*=a", "ключ 10=b"], [], "puts ключ 10 into two classes"),
+        (["ключ 10=ключ 12", "ключ 12=молоток"], [], "folder ключ 12 goes to молоток"),
+        ([], ["лом*", "молоток"], "matches nothing: лом.*folders: йод"),
+        ([], ["молоток/3.png"], "matches nothing: молоток/3.png"),
+        ([], ["МОЛОТОК"], "matches nothing"),
+        ([], ["ключ*", "молоток"], "too few classes"),
+        (["*=всё"], [], "too few classes"),
+    ],
+)
+def test_find_crops__rules_that_cannot_be_meant(
+    folders: Path, merge: list[str], exclude: list[str], message: str
+) -> None:
+    with pytest.raises(TkError, match=f"(?s){message}"):
+        find_crops(folders, merge=merge, exclude=exclude)
+
+
+def test_read_picture__own_alpha_as_in_a_gallery(tmp_path: Path) -> None:
+    file = write(tmp_path / "gallery" / "a" / "1.png", cutout(5, 9))
+    picture = read_picture(CropFile(file, 0, "1"))
+    assert picture.mask is not None and (picture.mask == (box_mask(5, 9) > 0)).all()
+    for spec in (CropSpec(), CropSpec(margin=0.1, background="mask", fill=(1, 2, 3))):
+        expected = reference_crop(find_references(tmp_path / "gallery")[0], spec)
+        assert (cut_picture(picture, spec) == expected).all()
+    beside = write(tmp_path / "m.png", box_mask(2, 4))
+    picture = read_picture(CropFile(file, 0, "1", beside))
+    assert picture.mask is not None and (picture.mask == (box_mask(2, 4) > 0)).all()
+    with pytest.raises(ImageError, match="transparent everywhere"):
+        read_picture(CropFile(write(tmp_path / "b.png", cutout(5, 5)), 0, "b"))
 
 
 @pytest.mark.parametrize("kind", ["none", "broken", "empty", "other size"])
@@ -131,3 +223,48 @@ def test_read_picture__broken_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(ImageError):
         read_picture(CropFile(tmp_path / "a.jpg", 0, "a"))
+
+
+def test_train_embedder__small_classes_exit_2_with_the_list(tmp_path: Path) -> None:
+    for name, count in (("ключ", 3), ("молоток", 5), ("лом", 1)):
+        for i in range(count):
+            write(tmp_path / "data" / name / "cropped" / f"{i}.jpg", GREY)
+    write(tmp_path / "data" / "пусто" / "masks" / "1.png", box_mask(0, 9))
+    command = [sys.executable, "-m", "tk.cli", "train", "embedder", "--min_per_class", "4"]
+    command += ["--data_root", str(tmp_path / "data"), "--out_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "ключ: 3, лом: 1, пусто: 0" in done.stderr and "молоток" not in done.stderr
+    assert "--min_per_class" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_train_embedder__merged_classes_have_prototypes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("ключ 10", "ключ 12", "молоток", "лишнее")):
+        for i in range(10):
+            noise = rng.integers(0, 60, (12, 20, 3), dtype=np.uint8)
+            write(tmp_path / "data" / name / f"{i}.png", noise + np.uint8(60 * number))
+    config = validate(
+        EmbedderConfig,
+        {
+            "data_root": tmp_path / "data",
+            "out_dir": tmp_path / "run",
+            "merge": ["ключ*=ключ"],
+            "exclude": ["лишнее"],
+            "model_id": "test_resnet",
+            "pretrained": False,
+            "img_size": 32,
+            "epochs": 1,
+            "device": "cpu",
+        },
+    )
+    train_embedder(config)
+    with np.load(tmp_path / "run" / "prototypes.npz", allow_pickle=False) as file:
+        assert file["id2cls"].tolist() == ["ключ", "молоток"]
+        assert np.bincount(file["stack_labels"]).tolist() == [14, 7]
+        assert len(file["centroids"]) == 2
+    splits = json.loads((tmp_path / "run" / "splits.json").read_text(encoding="utf-8"))
+    assert splits["counts"]["train"] == {"ключ": 14, "молоток": 7}
+    files = [name for part in splits["files"].values() for name in part["ключ"]]
+    expected = [f"ключ {size}/{i}.png" for size in (10, 12) for i in range(10)]
+    assert sorted(files) == sorted(expected)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -44,8 +42,18 @@ def test_embed_net__normalises_as_timm_says() -> None:
     torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=0)
 
 
-def test_embed_net__vit_pools_its_class_token() -> None:
-    assert EmbedNet("test_vit", 8, 48).backbone.global_pool == "token"
+@pytest.mark.parametrize(
+    ("model_id", "size", "pool"),
+    [("test_vit", 48, "token"), ("test_vit2", 48, "avg"), ("eva02_tiny_patch14_224", 28, "avg")],
+)
+def test_embed_net__vit_pools_its_class_token_if_it_can(
+    model_id: str, size: int, pool: str
+) -> None:
+    """Never a pooling whose norm the published weights do not have."""
+    net = EmbedNet(model_id, 8, size)
+    assert net.backbone.global_pool == pool
+    published = timm.create_model(model_id, num_classes=0).state_dict().keys()
+    assert net.backbone.state_dict().keys() <= published
 
 
 def test_embed_net__trains_on_a_batch_of_one() -> None:
@@ -55,17 +63,34 @@ def test_embed_net__trains_on_a_batch_of_one() -> None:
     assert bool(torch.isfinite(found).all())
 
 
-def test_embed_net__weights_file(tmp_path: Path) -> None:
-    source = timm.create_model("test_resnet", num_classes=5)
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
-    net = EmbedNet("test_resnet", 8, 32, pretrained=True, weights=tmp_path / "weights.pth")
-    for name, value in net.backbone.state_dict().items():
-        assert torch.equal(value, source.state_dict()[name])
-    with pytest.raises(TkError, match="does not fit the backbone"):
-        EmbedNet("test_byobnet", 8, 32, weights=tmp_path / "weights.pth")
-    (tmp_path / "noise.pth").write_bytes(b"no weights")
-    with pytest.raises(TkError, match="no weights that can be loaded"):
-        EmbedNet("test_resnet", 8, 32, weights=tmp_path / "noise.pth")
+def test_embed_net__features_and_head_apart_are_the_whole() -> None:
+    net = EmbedNet("test_vit", 8, 32).eval()
+    x = pictures(2, 32)
+    feature = net.features(x)
+    assert feature.shape == (2, net.feature_size) and feature.dtype == torch.float32
+    assert torch.equal(net.project(feature), net(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net.features(x)
+        assert net.project(half).dtype == torch.float32
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, feature, atol=0.1, rtol=0.1)
+
+
+def test_embed_net__head_norm() -> None:
+    names = {
+        "head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias", "head.3.weight",
+        "head.3.bias", "head.1.running_mean", "head.1.running_var", "head.1.num_batches_tracked",
+    }  # fmt: skip
+
+    def head(net: EmbedNet) -> set[str]:
+        return {name for name in net.state_dict() if name.startswith("head.")}
+
+    assert head(EmbedNet("test_resnet", 8, 32)) == names  # as in checkpoints of the first version
+    layer = EmbedNet("test_resnet", 8, 32, head_norm="layer").train()
+    assert head(layer) == {name for name in names if "running" not in name and "num" not in name}
+    features = torch.randn(4, layer.feature_size)
+    alone = torch.cat([layer.project(row[None]) for row in features])
+    torch.testing.assert_close(alone, layer.project(features))  # no row looks at another
 
 
 @pytest.mark.parametrize(

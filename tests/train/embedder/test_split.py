@@ -37,6 +37,58 @@ def test_split_crops__shares_of_the_whole_in_every_class(crops: list[CropFile]) 
             assert found[label] / count == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("val", "test"), [(0.2, 0.1), (0.2, 0.0), (0.0, 0.1), (0.15, 0.15)])
+def test_split_crops__crops_that_are_alone_within_rounding(
+    val: float, test: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(10, 120, rng.integers(2, 20))
+    crops = [
+        CropFile(Path(f"root/{label}/{i}.jpg"), label, f"{label} {i}")
+        for label, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    splits = split_crops(crops, val, test, seed)
+    assert sorted(c.path for part in splits.values() for c in part) == sorted(c.path for c in crops)
+    for name, share in (("train", 1 - val - test), ("val", val), ("test", test)):
+        found = np.bincount([c.label for c in splits[name]], minlength=len(sizes))
+        assert (np.abs(found - share * sizes) < 1).all()
+        assert abs(found.sum() - share * sizes.sum()) < 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_split_crops__random_photos_and_small_classes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    classes, photos = int(rng.integers(1, 15)), int(rng.integers(1, 80))
+    popularity = rng.dirichlet(np.full(classes, 0.3))  # some classes have one crop or none
+    crops = [
+        CropFile(Path(f"root/{photo}_{i}.jpg"), int(rng.choice(classes, p=popularity)), str(photo))
+        for photo in range(photos)
+        for i in range(int(rng.choice([1, 1, 2, 5, 9])))
+    ]
+    splits = split_crops(crops, 0.2, 0.1, seed)
+    assert sorted(c.path for part in splits.values() for c in part) == sorted(c.path for c in crops)
+    assert {c.label for c in splits["train"]} == {c.label for c in crops}
+    names = {label: {c.group for c in crops if c.label == label} for label in range(classes)}
+    if all(len(found) >= 3 or not found for found in names.values()):  # else a class is dealt apart
+        kept = [{c.group for c in part} for part in splits.values()]
+        assert not (kept[0] & kept[1] | kept[0] & kept[2] | kept[1] & kept[2])
+
+
+def test_split_crops__every_class_has_a_photo_in_train() -> None:
+    # One photo holds more than train's share, so that no other photo is missed there.
+    sizes = {0: 800, **dict.fromkeys(range(1, 11), 20)}
+    crops = [
+        CropFile(Path(f"root/{photo}_{i}.jpg"), 0, f"photo {photo}")
+        for photo, size in sizes.items()
+        for i in range(size)
+    ]
+    crops += [CropFile(Path(f"root/rare {i}.jpg"), 1, f"photo {i}") for i in (1, 2, 3)]
+    train = split_crops(crops, 0.2, 0.1, 0)["train"]
+    assert {crop.label for crop in train} == {0, 1}
+
+
 def test_split_crops__photos_stay_whole() -> None:
     splits = split_crops(scenes(120, 5), 0.2, 0.1, 3)
     photos = [{c.group for c in part} for part in splits.values()]

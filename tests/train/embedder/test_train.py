@@ -69,10 +69,14 @@ def test_train_embedder__learns_digits(run: EmbedderConfig) -> None:
     test = next(record for record in records if record.get("event") == "test")
     assert test["test_accuracy"] >= 0.9
     assert test["test_macro_f1"] >= 0.9
-    epochs = [record for record in records if "val_accuracy" in record]
+    epochs = [record for record in records if record.get("event") == "eval"]
     assert len(epochs) == 9
     assert max(record["val_accuracy"] for record in epochs) >= 0.9
-    assert set(epochs[0]) >= {"loss", "accuracy", "val_loss", "val_macro_f1", "val_recall_at_1"}
+    names = {"loss", "accuracy", "macro_f1", "macro_auc", "per_class"}
+    assert set(epochs[0]) >= {f"{split}_{name}" for split in ("train", "val") for name in names}
+    assert set(epochs[0]) >= {"val_recall_at_1", "val_map_at_r"}
+    table = epochs[-1]["val_per_class"]["цифра 3"]
+    assert set(table) == {"precision", "recall", "f1", "auc", "support"}
 
 
 def test_train_embedder__prototypes_name_unseen_digits(run: EmbedderConfig) -> None:
@@ -136,7 +140,7 @@ def test_train_embedder__margin_grows(tmp_path: Path) -> None:
         pretrained=False, img_size=32, steps=10, margin=0.3, margin_warmup=0.5, min_per_class=3,
     )  # fmt: skip
     task = EmbedderTask(config)
-    batch = task.collate([task.sample(i, np.random.default_rng(i)) for i in range(4)])
+    batch = task.collate([task.sample(i, 0, np.random.default_rng(i)) for i in range(4)])
     found = []
     for step in (0, 4, 9):
         task.loss(batch, step)
@@ -161,3 +165,22 @@ def test_train_embedder__says_what_is_wrong(
     with pytest.raises(TkError, match=message):
         train_embedder(validate(EmbedderConfig, {**common, **options}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("margin", "warned"), [(0.1, True), (0.0, False)])
+def test_embedder_task__crop_files_without_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], margin: float, warned: bool
+) -> None:
+    root = write_digits(tmp_path / "digits", 60)
+    for path in sorted(root.rglob("cropped/*.png")):
+        mask = path.parents[1] / "masks" / f"{path.stem}_mask.png"
+        mask.parent.mkdir(exist_ok=True)
+        mask.write_bytes(cv2.imencode(".png", np.full((8, 8), 255, np.uint8))[1].tobytes())
+    EmbedderTask(
+        EmbedderConfig(
+            data=root, out=tmp_path / "run", model_id="test_resnet", pretrained=False, img_size=32,
+            min_per_class=3, crop_margin=margin,
+        )
+    )  # fmt: skip
+    text = "60 of 60 crop files end before the margin of 0.1"
+    assert (text in capsys.readouterr().err) == warned

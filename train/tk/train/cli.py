@@ -49,6 +49,79 @@ def synth(
     print(f"{out}: {done.images} {kind.value} scenes, {done.objects} objects")
 
 
+@data.command()
+def masks(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Crops: ROOT/<class>/cropped/*.")],
+    sam2_cfg: Annotated[
+        str, typer.Option(help="Configuration of the sam2 package, by name or as a yaml file.")
+    ] = "",
+    sam2_ckpt: Annotated[
+        str, typer.Option(help="Its .pt file; without --sam2_cfg a Hugging Face id or folder.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops per call of the model.")] = 8,
+    min_iou: Annotated[
+        float, typer.Option(min=0, max=1, help="Masks the model itself rates lower are dropped.")
+    ] = 0.5,
+    min_area: Annotated[
+        float, typer.Option(min=0, max=1, help="Masks below this share of the crop are dropped.")
+    ] = 0.02,
+    max_area: Annotated[
+        float, typer.Option(min=0, max=1, help="Masks above this share of the crop are dropped.")
+    ] = 0.98,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV: what became of each crop, and why.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PNG: crops with their masks, for eyes.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace broken, empty or wrong-size masks.")
+    ] = False,
+) -> None:
+    """Make the missing masks of crops with SAM-2: ROOT/<class>/masks/{stem}_mask.png.
+
+    Example: tk data masks crops --sam2_ckpt facebook/sam2.1-hiera-large --sheet masks.png
+    """
+    from tk.train.data.masks.generate import generate_masks
+    from tk.train.data.masks.masker import LazyMasker
+    from tk.train.data.masks.sam2 import open_masker
+    from tk.train.embedder.data import find_crops
+
+    _, crops = find_crops(root)
+    done = generate_masks(
+        root,
+        LazyMasker(lambda: open_masker(sam2_cfg, sam2_ckpt, device)),
+        crops,
+        min_iou=min_iou,
+        min_area=min_area,
+        max_area=max_area,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        report=report,
+        sheet=sheet,
+    )
+    print(f"{root}: {done.summary()}")
+
+
+@data.command()
+def digits(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    size: Annotated[
+        int, typer.Option(min=8, max=1024, help="Side of the pictures; 8: as in the data set.")
+    ] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Write 1797 real handwritten digits as crops, no network needed: OUT/<class>/cropped/.
+
+    Example: tk data digits digits
+    """
+    from tk.train.data.digits import write_digits
+
+    count = write_digits(out, size=size, overwrite=overwrite)
+    print(f"{out}: {count} digits of 10 classes; next: tk train embedder --data {out} --out RUN")
+
+
 def _train_detector(config: DetectorConfig) -> Path:
     from tk.train.detector.train import train_detector
 

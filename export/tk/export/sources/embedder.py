@@ -17,11 +17,16 @@ from tk.train.run.checkpoint import classes_of, config_of, crop_spec_of, image_s
 
 
 def _licence(config: dict[str, Any]) -> str:
-    """What timm states for the weights that training started from."""
-    if not config.get("pretrained") or config.get("weights"):
-        return "own weights"
-    stated = timm.get_pretrained_cfg(config["model_id"])
-    return f"{config['model_id']}: {getattr(stated, 'license', None) or 'not stated'}"
+    """What is known about the licence of the weights that training started from."""
+    model = config["model_id"]
+    if weights := config.get("weights"):
+        return (
+            f"{model}, started from the file {Path(weights).name}: its licence is not known to tk"
+        )
+    if not config.get("pretrained"):
+        return "own weights, trained from scratch"
+    stated = timm.get_pretrained_cfg(model)
+    return f"{model}: {getattr(stated, 'license', None) or 'not stated'}"
 
 
 def open_source(path: Path, max_batch: int) -> ExportModel:

@@ -3,12 +3,13 @@
 DATA_ROOT/<class>/cropped/*              else the images in the class folder itself
 DATA_ROOT/<class>/cutouts/{stem}_cutout.png or {stem}.png     RGBA, the alpha channel is the mask
 DATA_ROOT/<class>/masks/{stem}_mask.png or {stem}.png         grey; cutouts win
+
+An RGBA crop without either has its own alpha channel as its mask, as in a gallery of references.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tk.runtime.boxes import enlarge
 from tk.runtime.errors import TkError
 from tk.runtime.images import EXTENSIONS, ImageError, read_image, read_reference
 from tk.runtime.masks import BoxMask
 from tk.runtime.preprocess import CropSpec, Image, cut_crop
+from tk.train.embedder.rules import Exclusion, merged_classes, nfc
 
 _PHOTO = re.compile(r"(.*\d{3,})[_-]\d{1,3}")
 """`scene_00012_03`: the third crop of photo `scene_00012`; `DSCN_1234` is a photo of its own."""
@@ -50,34 +53,56 @@ class Picture:
     mask: NDArray[np.bool_] | None
 
 
-def find_crops(root: Path) -> tuple[tuple[str, ...], list[CropFile]]:
+def find_crops(
+    root: Path, *, merge: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[CropFile]]:
     """List the crops of a data set.
 
+    Args:
+        root: folder with a folder for every class.
+        merge: rules `FROM=TO`: the crops of class folder FROM (a name or a shell pattern) belong to
+            class TO.
+        exclude: shell patterns of class folders, or of FOLDER/FILE, to leave out.
+
     Returns:
-        class names (NFC, sorted) and the crops, class by class in the order of their names.
+        class names (NFC, sorted) and the crops, folder by folder in the order of their names.
 
     Raises:
-        TkError: no such folder, or fewer than two classes in it.
+        TkError: no such folder, fewer than two classes, a rule or pattern that names nothing.
     """
     if not root.is_dir():
         raise TkError(f"{root} is not a folder", expected="data_root/<class>/cropped/*")
-    folders = {_nfc(path.name): path for path in root.iterdir() if path.is_dir() and _visible(path)}
-    classes = tuple(sorted(folders))
+    # A list: one name may be there twice, composed and decomposed.
+    folders = sorted(
+        (nfc(path.name), path) for path in root.iterdir() if path.is_dir() and _visible(path)
+    )
+    names = sorted({name for name, _ in folders})
+    exclusion = Exclusion(exclude)
+    class_of = merged_classes(names, merge)
+    kept = [(name, path) for name, path in folders if not exclusion.excludes(name)]
+    classes = tuple(sorted({class_of[name] for name, _ in kept}))
+    crops = [
+        crop
+        for name, folder in kept
+        for crop in _of_folder(folder, classes.index(class_of[name]))
+        if not exclusion.excludes(f"{name}/{nfc(crop.path.name)}")
+    ]
+    exclusion.check(names)
     if len(classes) < 2:
         raise TkError(
             f"{root} holds too few classes to tell apart",
             expected="two or more folders data_root/<class>/cropped/*",
             found=", ".join(classes) or "no folders",
         )
-    crops = [crop for label, name in enumerate(classes) for crop in _of_class(folders[name], label)]
     return classes, crops
 
 
-def _of_class(folder: Path, label: int) -> list[CropFile]:
+def _of_folder(folder: Path, label: int) -> list[CropFile]:
     cutouts, masks = _by_stem(folder / "cutouts"), _by_stem(folder / "masks")
     cropped = folder / "cropped"
     found = []
-    for stem, path in sorted(_by_stem(cropped if cropped.is_dir() else folder).items()):
+    for path in _images(cropped if cropped.is_dir() else folder):
+        stem = nfc(path.stem)
         names = [cutouts.get(f"{stem}_cutout"), cutouts.get(stem)]
         names += [masks.get(f"{stem}_mask"), masks.get(stem)]
         match = _PHOTO.fullmatch(stem)
@@ -87,15 +112,16 @@ def _of_class(folder: Path, label: int) -> list[CropFile]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Image files right in a folder, by NFC stem (macOS stores names decomposed)."""
+    return {nfc(path.stem): path for path in _images(folder)}
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files right in a folder, in the order of their NFC names."""
     if not folder.is_dir():
-        return {}
-    files = (path for path in folder.iterdir() if path.is_file() and _visible(path))
-    return {_nfc(path.stem): path for path in sorted(files) if path.suffix.lower() in EXTENSIONS}
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+        return []
+    files = [path for path in folder.iterdir() if path.is_file() and _visible(path)]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    return sorted(images, key=lambda path: (nfc(path.stem), path.suffix, path.name))
 
 
 def _visible(path: Path) -> bool:
@@ -103,13 +129,17 @@ def _visible(path: Path) -> bool:
 
 
 def read_picture(crop: CropFile) -> Picture:
-    """Read a crop and its mask; a mask that is broken, empty or of another size counts as none.
+    """Read a crop and its mask; a broken or empty mask file or one of another size counts as none.
 
     Raises:
-        ImageError: the image is broken.
+        ImageError: the image is broken, or transparent everywhere.
     """
-    image = read_image(crop.path)
-    mask = None if crop.mask is None else _read_mask(crop.mask)
+    if crop.mask is None:
+        image, mask = read_reference(crop.path)
+        if mask is not None and not mask.any():
+            raise ImageError(f"{crop.path.name} is transparent everywhere")
+        return Picture(image, mask)
+    image, mask = read_image(crop.path), _read_mask(crop.mask)
     if mask is not None and (mask.shape != image.shape[:2] or not mask.any()):
         mask = None
     return Picture(image, mask)
@@ -133,6 +163,18 @@ def cut_picture(picture: Picture, spec: CropSpec) -> Image:
     if box is None:
         raise ImageError("the mask of a crop is empty")
     return cut_crop(picture.image, box, spec, region)
+
+
+def lacks_context(picture: Picture, spec: CropSpec) -> bool:
+    """Say whether a crop file ends before the margin that the runtime cuts around its object."""
+    if picture.mask is None or spec.background == "mask":
+        return False
+    height, width = picture.mask.shape
+    box = BoxMask(0, 0, picture.mask, height, width).tight_box()
+    if box is None:
+        return False
+    x0, y0, x1, y1 = enlarge(box[None], spec.margin)[0]
+    return bool(x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1)
 
 
 def check_class_sizes(

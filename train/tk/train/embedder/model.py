@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tk.runtime.errors import TkError
+from tk.train.embedder.weights import load_backbone
 
 HIDDEN = 512
 
@@ -24,8 +25,13 @@ class EmbedNet(nn.Module):
         model_id: name of a timm model.
         emb_dim: length D of the embedding.
         img_size: height and width of the canvas, pixels.
+        head_norm: normalisation inside the head; `layer` where batches are too small for `batch`.
         pretrained: fetch the backbone's published weights.
-        weights: a local file with the backbone's weights, instead of `pretrained`.
+        weights: a local file with the backbone's weights, instead of `pretrained`; see
+            `tk.train.embedder.weights`.
+
+    Attributes:
+        feature_size: length F of the backbone's feature.
 
     Raises:
         TkError: timm knows no such model, or the weights do not fit it.
@@ -40,24 +46,52 @@ class EmbedNet(nn.Module):
         emb_dim: int = 128,
         img_size: int = 224,
         *,
+        head_norm: Literal["batch", "layer"] = "batch",
         pretrained: bool = False,
         weights: Path | None = None,
     ) -> None:
         super().__init__()
         self.backbone = _backbone(model_id, img_size, pretrained=pretrained and weights is None)
         if weights is not None:
-            _load_weights(self.backbone, weights)
+            load_backbone(self.backbone, weights)
         # MobileNets have a layer after the pooling, and more features than `num_features`.
-        features = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        self.feature_size = int(
+            getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        )
         self.head = nn.Sequential(
-            nn.Linear(features, HIDDEN),
-            _BatchNorm(HIDDEN),
+            nn.Linear(self.feature_size, HIDDEN),
+            _BatchNorm(HIDDEN) if head_norm == "batch" else nn.LayerNorm(HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(HIDDEN, emb_dim),
         )
         data = resolve_model_data_config(self.backbone)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", torch.tensor(data["mean"]) * 255)
         self.register_buffer("std", torch.tensor(data["std"]) * 255)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Run the backbone.
+
+        Args:
+            image: (B, H, W, 3) uint8 RGB, already on the canvas.
+
+        Returns:
+            feature: (B, F) float32, under autocast too.
+        """
+        scaled = (image.float() - self.mean) / self.std
+        feature: Tensor = self.backbone(scaled.permute(0, 3, 1, 2))
+        return feature.float()
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Run the head on what `features` gave.
+
+        Args:
+            feature: (B, F) float32.
+
+        Returns:
+            embedding: (B, D) float32, unit length.
+        """
+        # Half precision would leave lengths wrong in the third digit.
+        return F.normalize(self.head(feature).float(), dim=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed a batch of pictures.
@@ -68,10 +102,7 @@ class EmbedNet(nn.Module):
         Returns:
             embedding: (B, D) float32, unit length.
         """
-        scaled = (image.float() - self.mean) / self.std
-        feature = self.backbone(scaled.permute(0, 3, 1, 2))
-        # Half precision would leave lengths wrong in the third digit.
-        return F.normalize(self.head(feature).float(), dim=1)
+        return self.project(self.features(image))
 
 
 class _BatchNorm(nn.BatchNorm1d):
@@ -93,7 +124,11 @@ class _BatchNorm(nn.BatchNorm1d):
 
 
 def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
-    """A timm model without its classifier; ViTs get the canvas size and pool their class token."""
+    """A timm model without its classifier; ViTs get the canvas size and pool their class token.
+
+    Those with a norm behind the average of their tokens (BEiT, EVA-02) keep to the average: for
+    the class token alone they have no trained norm.
+    """
     name, _, tag = model_id.partition(".")
     if not timm.is_model(name) or (tag and model_id not in timm.list_pretrained(f"{name}.*")):
         found = timm.list_pretrained(f"{name}*") or timm.list_models(f"*{name.split('_')[0]}*")
@@ -108,7 +143,8 @@ def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
         probe = timm.create_model(model_id, **options)
     if "img_size" in inspect.signature(type(probe).__init__).parameters:
         options["img_size"] = img_size
-    if getattr(probe, "cls_token", None) is not None:
+    averages = isinstance(getattr(probe, "fc_norm", None), nn.LayerNorm)
+    if getattr(probe, "cls_token", None) is not None and not averages:
         options["global_pool"] = "token"
     try:
         model: Any = timm.create_model(model_id, pretrained=pretrained, **options)
@@ -118,24 +154,3 @@ def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
             fix="give a file with --weights, or train from scratch with --no-pretrained",
         ) from None
     return model
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a backbone from a .pth, .pt or .safetensors file; its classifier is left out."""
-    if not path.is_file():
-        raise TkError(f"there is no weights file {path}")
-    try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise TkError(f"{path} holds no weights that can be loaded safely: {error}") from None
-    known = model.state_dict()
-    missing = sorted(set(known) - set(state))
-    wrong = sorted(k for k in known if k in state and state[k].shape != known[k].shape)
-    if missing or wrong:
-        raise TkError(
-            f"{path} does not fit the backbone",
-            expected=f"{len(known)} tensors",
-            found=f"{len(missing)} missing {missing[:3]}, {len(wrong)} misshapen {wrong[:3]}",
-            fix="give weights of the same --model_id",
-        )
-    model.load_state_dict({k: state[k] for k in known})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -104,7 +105,7 @@ def crop_window(box: NDArray[np.float32], width: int, height: int) -> tuple[int,
         height: of the image, in pixels.
     """
     x0, y0, x1, y1 = (int(v) for v in box)
-    margin = round(MARGIN * max(x1 - x0, y1 - y0))
+    margin = math.ceil(MARGIN * max(x1 - x0, y1 - y0))  # no less than the annotator cuts
     return (
         max(0, x0 - margin),
         max(0, y0 - margin),
