@@ -167,7 +167,7 @@ def test_train_embedder__says_what_is_wrong(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("margin", "warned"), [(0.1, True), (0.0, False)])
+@pytest.mark.parametrize(("margin", "warned"), [(0.5, True), (0.0, False)])
 def test_embedder_task__crop_files_without_context(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], margin: float, warned: bool
 ) -> None:
@@ -182,5 +182,5 @@ def test_embedder_task__crop_files_without_context(
             min_per_class=3, crop_margin=margin,
         )
     )  # fmt: skip
-    text = "60 of 60 crop files end before the margin of 0.1"
+    text = "60 of 60 crop files end before the margin of 0.5"
     assert (text in capsys.readouterr().err) == warned
