@@ -148,6 +148,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     alone = root / "elsewhere"
     alone.mkdir()
     checkpoint = Path(shutil.copy(best, alone / "embedder.pth"))
+    for name in ("prototypes.npz", "gallery.json"):
+        shutil.copy(config.out / name, alone / name)
     shutil.rmtree(place)
     things = write_things(root / "later", room=0.3)
     with pytest.MonkeyPatch.context() as patch:
@@ -280,3 +282,16 @@ def test_export__says_where_the_weights_came_from(world: World) -> None:
     licence = Bundle.open(world.bundle).manifest.licence
     assert "backbone.pth" in licence and "not known" in licence
     assert str(world.root) not in (world.bundle / "manifest.json").read_text()
+
+
+def test_run_folder__is_a_gallery_of_its_own_bundle(world: World) -> None:
+    """Training leaves prototypes, thresholds and CropSpec where `tk annotate --gallery` looks."""
+    embedder = Embedder(Bundle.open(world.bundle), device="cpu", threads=1)
+    gallery = open_gallery(world.checkpoint.parent)
+    gallery.check_embedder(embedder)
+    assert gallery.classes == CLASSES and gallery.crop == embedder.crop
+    assert set(gallery.thresholds) == {"centroid", "stack"}
+    measured = gallery.facts["calibration"]["measured"]["centroid"]
+    assert measured["of"] > 0 and 0 <= measured["false_rejections"] <= 1
+    with pytest.raises(TkError, match="another embedder"):
+        dataclasses.replace(gallery, checkpoint_sha256="0" * 64).check_embedder(embedder)

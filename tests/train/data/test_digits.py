@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,19 @@ def test_write_digits__size_and_overwrite(tmp_path: Path) -> None:
     assert picture is not None and picture.shape == (64, 64, 3)
     with pytest.raises(TkError, match="--size"):
         write_digits(tmp_path / "small", size=7)
+
+
+@pytest.mark.slow
+def test_digits__embedder_learns_them(tmp_path: Path) -> None:
+    """The command of docs/embedder.md; about 25 s on 2 cores."""
+    assert tk(tmp_path / "digits").returncode == 0
+    words = f"""train embedder --data {tmp_path / "digits"} --out {tmp_path / "run"}
+        --model_id test_resnet --no-pretrained --device cpu --aug light --img_size 32 --epochs 10
+        --batch 32 --lr 4e-3 --margin_warmup 0.3 --warmup 10 --emb_dim 32 --seed 0"""
+    command = [sys.executable, "-m", "tk.cli", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    test = next(r for r in map(json.loads, lines) if r.get("event") == "test")
+    assert test["test_recall_at_1"] >= 0.97
+    assert test["test_prototype_accuracy"] >= 0.97

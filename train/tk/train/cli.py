@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from tk.cli import group
 from tk.train.detector.config import DetectorConfig
 from tk.train.embedder.config import EmbedderConfig
-from tk.train.run.options import make_command
+from tk.train.run.options import command_class, make_command
 from tk.train.segmenter.config import SegmenterConfig
 
 data = group("Prepare data: generated scenes with boxes, masks and classes.")
@@ -143,9 +144,11 @@ def _train_embedder(config: EmbedderConfig) -> Path:
 def _add(name: str, config: Any, run: Callable[[Any], Path], help: str) -> None:
     def report(value: Any) -> None:
         checkpoint = run(value)
-        print(f"done: {checkpoint}; next: tk export {checkpoint} BUNDLE --images DIR")
+        if os.environ.get("RANK", "0") == "0":  # torchrun starts this line in every process
+            print(f"done: {checkpoint}; next: tk export {checkpoint} BUNDLE --images DIR")
 
-    train.command(name, help=help)(make_command(config, report, help))
+    command = make_command(config, report, help)
+    train.command(name, cls=command_class(config), help=help)(command)
 
 
 _add(
@@ -164,7 +167,18 @@ _add(
     "embedder",
     EmbedderConfig,
     _train_embedder,
-    "Train an ArcFace embedder on crops: DATA/<class>/cropped/*, with optional masks.",
+    """Train an ArcFace embedder on crops: DATA/<class>/cropped/*, with optional masks.
+
+    A run that was interrupted goes on with the same command. At the end OUT holds report.html,
+    checkpoint_best.pth for `tk export`, and prototypes.npz with gallery.json: OUT is a gallery.
+
+    \b
+    Head only, minutes on a CPU:    tk train embedder --data CROPS --out RUN --freeze_backbone
+    The whole network, two GPUs:    tk train embedder --data CROPS --out RUN --gpus 2
+                                      --layer_decay 0.8 --ema_decay 0.999 --precision bfloat16
+    From your own weights:          ... --model_id vit_small_patch16_224 --weights dino.pth
+    Crops with wrong labels:        ... --sub_centers 3 (then look at outliers.csv)
+    """,
 )
 
 COMMANDS: dict[str, typer.Typer] = {"data": data, "train": train}

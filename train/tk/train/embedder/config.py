@@ -23,6 +23,26 @@ class EmbedderConfig(TrainConfig):
         "batch": "batch_size",
     }
 
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Run": ("data", "out", "config", "resume", "overwrite", "seed"),
+        "Data": (
+            *("merge", "exclude", "min_per_class", "val_split", "test_split", "aug", "crop_mode"),
+            *("mix_mask_p", "crop_margin", "auto_generate_masks", "sam2_cfg", "sam2_ckpt"),
+            "cache_gb",
+        ),
+        "Model": ("model_id", "pretrained", "weights", "img_size", "emb_dim", "head_norm"),
+        "Frozen backbone": ("freeze_backbone", "feature_views", "feature_gb"),
+        "Fine-tuning": ("backbone_lr", "layer_decay", "ema_decay"),
+        "Loss": ("loss", "scale", "margin", "margin_warmup", "sub_centers"),
+        "Training": (
+            *("epochs", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "clip"),
+            *("eval_every", "save_every", "steps"),
+        ),
+        "Prototypes": ("max_refs_per_class", "sub_prototypes", "false_rejections"),
+        "Machine": ("device", "gpus", "precision", "threads", "workers"),
+        "ClearML": ("use_clearml", "clearml_project", "clearml_task_name"),
+    }
+
     data: Path = Field(description="folder with the classes: DATA/<class>/cropped/*")
     merge: list[str] = Field(
         default=[], description="FROM=TO: crops of class folder FROM belong to class TO"
@@ -103,6 +123,9 @@ class EmbedderConfig(TrainConfig):
     steps: int = Field(0, ge=0, description="optimizer steps; 0: as many as the epochs need")
     batch_size: int = Field(64, ge=2, description="samples per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup: int = Field(
+        50, ge=0, description="steps of linear warm-up before the cosine, a tenth of the run at most"
+    )
     eval_every: int = Field(1, ge=0, description="epochs between validations; 0: at the end only")
     save_every: int = Field(
         5, ge=0, description="epochs between checkpoints that stay (checkpoint_epXXX.pth); 0: none"
@@ -135,9 +158,11 @@ class EmbedderConfig(TrainConfig):
             samples: size of the training split.
         """
         epoch = self.epoch_steps(samples)
+        steps = self.steps or epoch * self.epochs
         return self.model_copy(
             update={
-                "steps": self.steps or epoch * self.epochs,
+                "steps": steps,
+                "warmup": min(self.warmup, steps // 10),
                 "eval_every": self.eval_every * epoch,
                 "save_every": epoch,
                 "keep_every": self.save_every * epoch,

@@ -23,6 +23,17 @@ class TrainConfig(BaseModel):
     aliases: ClassVar[dict[str, str]] = {}
     """Other spelling -> field, on the command line, in files and in Python."""
 
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Run": ("data", "out", "config", "resume", "overwrite", "seed"),
+        "Training": (
+            *("steps", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "clip"),
+            *("ema_decay", "eval_every", "save_every", "keep_every"),
+        ),
+        "Machine": ("device", "gpus", "precision", "threads", "workers"),
+        "ClearML": ("use_clearml", "clearml_project", "clearml_task_name"),
+    }
+    """Titles of `--help` -> fields; fields in none come last."""
+
     data: Path = Field(description="folder with the training data")
     out: Path = Field(description="run folder: config, metrics, checkpoints")
     steps: int = Field(1000, ge=1, description="optimizer steps of the whole run")

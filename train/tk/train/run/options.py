@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, Union, get_args, 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
@@ -55,6 +56,23 @@ def make_command(
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = help
     return command
+
+
+def command_class(config_class: type[BaseModel]) -> type[TyperCommand]:
+    """A command that lists its options under the titles of `config_class.sections`."""
+    titles: dict[str, tuple[str, ...]] = getattr(config_class, "sections", {})
+
+    class Sectioned(TyperCommand):
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            """Write the options, section by section; what is in none comes last."""
+            rows = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+            rest = tuple(name for name in rows if all(name not in t for t in titles.values()))
+            for title, names in {**titles, "Other options": rest}.items():
+                if found := [rows[name] for name in names if rows.get(name)]:
+                    with formatter.section(title):
+                        formatter.write_dl(found)
+
+    return Sectioned
 
 
 def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
