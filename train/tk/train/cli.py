@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -144,7 +143,9 @@ def _train_embedder(config: EmbedderConfig) -> Path:
 def _add(name: str, config: Any, run: Callable[[Any], Path], help: str) -> None:
     def report(value: Any) -> None:
         checkpoint = run(value)
-        if os.environ.get("RANK", "0") == "0":  # torchrun starts this line in every process
+        from tk.train.run.launch import speaks
+
+        if speaks():
             print(f"done: {checkpoint}; next: tk export {checkpoint} BUNDLE --images DIR")
 
     command = make_command(config, report, help)

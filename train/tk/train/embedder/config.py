@@ -124,7 +124,7 @@ class EmbedderConfig(TrainConfig):
     batch_size: int = Field(64, ge=2, description="samples per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(
-        50, ge=0, description="steps of linear warm-up before the cosine, a tenth of the run at most"
+        50, ge=0, description="steps of linear warm-up before the cosine; at most a tenth of all"
     )
     eval_every: int = Field(1, ge=0, description="epochs between validations; 0: at the end only")
     save_every: int = Field(

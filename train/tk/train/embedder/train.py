@@ -16,7 +16,7 @@ from tk.train.embedder.task import EmbedderTask
 from tk.train.run.checkpoint import config_of, image_spec_of, load_checkpoint, load_weights
 from tk.train.run.distributed import barrier, is_main
 from tk.train.run.folder import RunFolder
-from tk.train.run.launch import launch
+from tk.train.run.launch import launch, speaks
 from tk.train.run.loop import fit, prepare
 
 
@@ -32,7 +32,8 @@ def train_embedder(config: EmbedderConfig) -> Path:
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
     best = launch(train_in_process, config)
-    print(f"trained; best weights in {best}", file=sys.stderr)
+    if speaks():
+        print(f"trained; best weights in {best}", file=sys.stderr)
     return best
 
 

@@ -54,6 +54,11 @@ def launch(train: Callable[[Config], Path], config: Config) -> Path:
     return train(config) if config.gpus == 1 else _spawn(train, config)
 
 
+def speaks() -> bool:
+    """Say whether this process talks to the user, also outside of `launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _under_torchrun(train: Callable[[Config], Path], config: Config) -> Path:
     local, local_count = (int(os.environ.get(k, 0)) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     cuda = config.device != "cpu" and torch.cuda.is_available()

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -167,6 +168,8 @@ class Trainer:
     def _wrap(self) -> None:
         """Average gradients over the processes from now on; weights start as those of rank 0."""
         if world() > 1:
+            # Of 1x1 kernels, whose strides are a matter of taste: no reason to talk to the user.
+            warnings.filterwarnings("ignore", "Grad strides do not match")
             self.objective = DistributedDataParallel(self.objective)
 
     @contextmanager
