@@ -15,11 +15,11 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("tk.cli.demo", "The whole chain on generated scenes, offline, minutes on a laptop."),
     "doctor": ("tk.runtime.cli", "What this machine has and lacks: devices, back ends, versions."),
-    "data": ("tk.train.cli", "Prepare data: generated scenes with boxes, masks and classes."),
+    "data": ("tk.train.cli", "Prepare data: generated scenes, digits, masks by SAM-2."),
     "train": ("tk.train.cli", "Train a detector, a segmenter or an embedder."),
     "export": ("tk.export.cli", "Turn a checkpoint into a bundle, proved against PyTorch."),
     "verify": ("tk.runtime.cli", "Check a bundle: hashes and parity again, without PyTorch."),
-    "gallery": ("tk.runtime.cli", "Build the class prototypes from reference pictures."),
+    "gallery": ("tk.runtime.cli", "Class prototypes: build, evaluate, search."),
     "annotate": ("tk.runtime.cli", "Find, cut out and name the objects in a folder of photos."),
     "report": ("tk.runtime.cli", "One HTML page to look through the results."),
     "bench": ("tk.benchmarks.cli", "Latency, accuracy and equality, side by side."),

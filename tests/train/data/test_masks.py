@@ -125,7 +125,7 @@ def test_generate__failures_leave_no_mask_and_are_told(tmp_path: Path) -> None:
     made = sorted(path.relative_to(root).as_posix() for path in root.rglob("*_mask.png"))
     assert made == ["a/masks/0_mask.png", "b/masks/fine_mask.png"]
     assert (done.made, len(done.skipped)) == (2, 6)
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8-sig", newline="") as file:
         rows = {row["crop"]: row for row in csv.DictReader(file)}
     assert rows["a/0.png"] == {
         "crop": "a/0.png", "result": "made", "reason": "", "iou": "0.9000", "area": "0.1667",
@@ -282,7 +282,7 @@ def test_config_for__released_names(name: str, config: str) -> None:
 def test_report__survives_odd_names(tmp_path: Path) -> None:
     odd = Outcome('ключ/a, "b".png', "skipped", "model failed: x")
     write_report(tmp_path / "r.csv", MaskReport(1, 0, (odd,)))
-    with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
         assert list(csv.reader(file))[1] == [odd.crop, "skipped", odd.reason, "", ""]
 
 

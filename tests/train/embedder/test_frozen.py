@@ -71,6 +71,16 @@ def test_frozen__are_reused_and_made_anew_for_other_pictures(
     assert "made with other options: crops" in capsys.readouterr().err
 
 
+def test_frozen__other_margin_other_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_digits(tmp_path / "digits", 150)
+    values: dict[str, Any] = dict(feature_views=1, epochs=1, overwrite=True)
+    train_embedder(settings(root, tmp_path / "run", crop_margin=0.0, **values))
+    train_embedder(settings(root, tmp_path / "run", crop_margin=0.5, **values))
+    assert "made with other options: crop_spec" in capsys.readouterr().err
+
+
 def test_frozen__bound_on_disk_is_kept(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(TkError, match=r"--feature_views 1, or --feature_gb 0\.0"):
         train_embedder(settings(digits, tmp_path / "run", feature_views=50, feature_gb=5e-5))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tk.runtime.errors import TkError
 from tk.train.embedder.arcface import ArcFace
 from tk.train.embedder.outliers import (
+    COLUMNS,
     Outlier,
     dominant_sub_centres,
     far_from_class,
@@ -139,7 +140,7 @@ def test_write_outliers__reads_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "outliers.csv"
     found = find_outliers(*tools())
     write_outliers(path, found, files, CLASSES)
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == (
         "file,class,reason,angle,nearest_class,nearest_angle,sub_centre".split(",")
@@ -156,7 +157,7 @@ def test_write_outliers__nothing_suspected_or_odd_file_name(tmp_path: Path) -> N
     write_outliers(path, [Outlier(0, 0, 80.0, 0, 1, 85.0, False)], ["a\udcff.png"], ["x", "y"])
     assert path.read_bytes().splitlines()[1].startswith(b"a\\udcff.png,x,")
     write_outliers(path, [], [], ["x"])
-    assert path.read_text() == "file,class,reason,angle,nearest_class,nearest_angle,sub_centre\n"
+    assert path.read_text("utf-8-sig").strip() == ",".join(COLUMNS)
 
 
 @pytest.mark.parametrize(

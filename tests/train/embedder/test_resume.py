@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.train.embedder.test_train import write_digits
 from tests.train.run.test_fit import same
@@ -96,14 +98,11 @@ def test_resume__a_killed_run_ends_as_if_nothing_had_happened(
         saved = [load_checkpoint(out / f"checkpoint_{name}.pth") for name in ("last", "interrupt")]
         assert all(same(saved[0][key], saved[1][key]) for key in KEYS)
         assert not (out / "prototypes.npz").exists()
-    more = () if (out / "checkpoint_last.pth").exists() else ("--overwrite",)
-    finish(digits, out, "--workers", workers, *more)
+    finish(digits, out, "--workers", workers)
     assert_equal_runs(whole, out)
 
 
 def test_resume__from_a_kept_checkpoint(digits: Path, whole: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     finish(digits, out, "--resume", str(out / "checkpoint_ep002.pth"))
@@ -111,6 +110,76 @@ def test_resume__from_a_kept_checkpoint(digits: Path, whole: Path, tmp_path: Pat
         "checkpoint_ep002.pth",
         "checkpoint_ep004.pth",
     ]
+    assert_equal_runs(whole, out)
+
+
+def change_class_order(root: Path, out: Path) -> None:
+    (root / "цифра 0").rename(root / "я, бывший ноль")
+
+
+def add_a_picture(root: Path, out: Path) -> None:
+    crop = next((root / "цифра 3" / "cropped").iterdir())
+    (crop.parent / "999.png").write_bytes(crop.read_bytes())
+
+
+def put_another_run_there(root: Path, out: Path) -> None:
+    (out.parent / "elsewhere").mkdir()
+    (out / "checkpoint_last.pth").rename(out.parent / "elsewhere" / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "message"),
+    [
+        (change_class_order, (), "the data changed since this run began"),
+        (add_a_picture, (), "crops and splits"),
+        (lambda root, out: None, ("--val_split", "0.4"), "val_split=0.2"),
+        (put_another_run_there, ("--resume", "../elsewhere/other.pth"), "holds another run"),
+    ],
+)
+def test_resume__what_does_not_fit_is_refused_and_nothing_is_touched(
+    whole: Path, tmp_path: Path, change: Any, more: tuple[str, ...], message: str
+) -> None:
+    root, out = write_digits(tmp_path / "digits", 150), tmp_path / "run"
+    shutil.copytree(whole, out)
+    change(root, out)
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    more = tuple(word.replace("../", f"{tmp_path}/") for word in more)
+    done = subprocess.run(command(root, out, *more), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    after = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert {k: v for k, v in after.items() if k.name != "train.log"} == {
+        k: v for k, v in before.items() if k.name != "train.log"
+    }
+
+
+def test_resume__data_at_another_path_and_other_prototypes(whole: Path, tmp_path: Path) -> None:
+    root, out = write_digits(tmp_path / "digits", 150), tmp_path / "run"
+    shutil.copytree(whole, out)
+    finish(root, out, "--sub_prototypes", "2", "--cache_gb", "1")
+    with np.load(out / "prototypes.npz", allow_pickle=False) as file:
+        assert {"sub_centroids", "sub_labels"} <= set(file)
+
+
+def test_resume__signal_to_the_whole_group_with_workers(
+    digits: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Batch systems signal workers too; the checkpoint must be written all the same."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(digits, out, "--workers", "2"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_bytes()) < 900:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 130, text
+    assert (out / "checkpoint_interrupt.pth").exists() and "Traceback" not in text
+    finish(digits, out)
     assert_equal_runs(whole, out)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.train.run.test_fit import config, same, steps_of
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from tk.runtime.errors import TkError
@@ -114,6 +115,27 @@ def test_average__is_what_results_use_and_survives_a_resume(tmp_path: Path) -> N
         assert same(whole[key], again[key]), key
 
 
+def test_start__a_folder_without_a_checkpoint_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step":1,"loss":1}\n')
+    train(tmp_path)
+    assert len(steps_of(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_efficientnet", "mobilenetv3_small_050"])
+def test_sync_batch_norm__computes_the_same_network(name: str) -> None:
+    """torch's own conversion loses the activations of these."""
+    import timm
+
+    model = timm.create_model(name, num_classes=3).eval()
+    picture = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(picture)
+        after = convert_sync_batchnorm(model)(picture)  # type: ignore[no-untyped-call]
+    assert torch.allclose(before, after, atol=1e-5)
+    assert any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
+
+
 def test_keep_every__checkpoints_stay_and_a_new_run_removes_them(tmp_path: Path) -> None:
     train(tmp_path, keep_every=5)
     names = sorted(path.name for path in tmp_path.glob("checkpoint_step*.pth"))
@@ -128,7 +150,7 @@ def test_metrics__events(tmp_path: Path) -> None:
     events = [r for r in RunFolder(tmp_path).read_metrics() if "event" in r]
     evals = [r for r in events if r["event"] == "eval"]
     assert [r["step"] for r in evals] == [4, 8, 12]
-    assert [r["epoch"] for r in evals] == [1, 2, 4]
+    assert [r["epoch"] for r in evals] == [2, 3, 5]
     best = [r for r in events if r["event"] == "best"]
     assert best and all(r["metric"] == "score" for r in best)
     assert max(r["score"] for r in evals) == best[-1]["value"]

@@ -175,6 +175,7 @@ _add(
 
     \b
     Head only, minutes on a CPU:    tk train embedder --data CROPS --out RUN --freeze_backbone
+                                      --model_id vit_small_patch16_dinov3.lvd1689m
     The whole network, two GPUs:    tk train embedder --data CROPS --out RUN --gpus 2
                                       --layer_decay 0.8 --ema_decay 0.999 --precision bfloat16
     From your own weights:          ... --model_id vit_small_patch16_224 --weights dino.pth

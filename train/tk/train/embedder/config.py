@@ -17,6 +17,12 @@ class EmbedderConfig(TrainConfig):
     `checkpoint_last.pth` is written after every epoch; `save_every` is for those that stay.
     """
 
+    may_differ: ClassVar[frozenset[str]] = TrainConfig.may_differ | {
+        # Memory and disk; what made the data (compared by what it is); what results are made with.
+        *("cache_gb", "feature_gb", "data", "merge", "exclude", "auto_generate_masks", "sam2_cfg"),
+        *("sam2_ckpt", "weights", "max_refs_per_class", "sub_prototypes", "false_rejections"),
+    }
+
     aliases: ClassVar[dict[str, str]] = {
         "data_root": "data",
         "out_dir": "out",
@@ -172,8 +178,8 @@ class EmbedderConfig(TrainConfig):
         )
 
     def epoch_steps(self, samples: int) -> int:
-        """Optimizer steps of a pass over `samples` training crops."""
-        return max(1, -(-samples // self.batch_size))
+        """Optimizer steps that are called an epoch: nearest to a pass over `samples` crops."""
+        return max(1, round(samples / self.batch_size))
 
     def keeps_features(self) -> bool:
         """Say whether features of a frozen backbone are computed once and kept."""

@@ -93,8 +93,23 @@ def find_crops(
             f"{root} holds too few classes to tell apart",
             expected="two or more folders data_root/<class>/cropped/*",
             found=", ".join(classes) or "no folders",
+            fix="give the folder above, if this is the folder of one class",
         )
+    _check_names(classes, crops)
     return classes, crops
+
+
+def _check_names(classes: Sequence[str], crops: Sequence[CropFile]) -> None:
+    """Refuse names that no JSON can hold: archives made on other systems bring them."""
+    for name in (*classes, *(crop.path.name for crop in crops)):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise TkError(
+                "a folder or file name is not valid UTF-8",
+                found=ascii(name),
+                fix="rename it: convmv -f cp866 -t utf8 --notest -r FOLDER, for names of Windows",
+            ) from None
 
 
 def _of_folder(folder: Path, label: int) -> list[CropFile]:

@@ -64,6 +64,10 @@ def _without_nan(figures: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in figures.items()}
 
 
+CELLS = 20_000_000
+"""Probabilities that are kept of training batches, at most (80 MB): the latest ones."""
+
+
 class Running:
     """What training batches have shown since the last evaluation, on augmented crops.
 
@@ -80,18 +84,23 @@ class Running:
         self.labels = [np.zeros(0, np.int64)]
         self.probabilities = [np.zeros((0, len(self.classes)), np.float32)]
         self.losses = [np.zeros(0, np.float32)]
+        self._cells = 0
 
-    def add(self, labels: Tensor, logits: Tensor, losses: Tensor) -> None:
+    def add(self, labels: Tensor, logits: Tensor) -> None:
         """Take in a batch.
 
         Args:
             labels: (B,) int64.
             logits: (B, C) float32, without the margin.
-            losses: (B,) float32, with the margin: what is minimised.
         """
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
         self.labels.append(labels.cpu().numpy())
         self.probabilities.append(logits.detach().float().softmax(dim=1).cpu().numpy())
         self.losses.append(losses.detach().float().cpu().numpy())
+        self._cells += self.probabilities[-1].size
+        while self._cells > CELLS and len(self.labels) > 1:
+            self._cells -= self.probabilities.pop(0).size
+            del self.labels[0], self.losses[0]
 
     def state(self) -> dict[str, Tensor]:
         """Everything seen, of all processes; all must call it."""
@@ -105,11 +114,17 @@ class Running:
         self.labels = [state["labels"].numpy()]
         self.probabilities = [state["probabilities"].numpy()]
         self.losses = [state["losses"].numpy()]
+        self._cells = self.probabilities[0].size
 
     def figures(self) -> dict[str, Any]:
-        """Mean loss and `class_figures`; {} if nothing was seen; all processes must call it."""
+        """Mean loss without margin, and `class_figures`; {} if nothing was seen.
+
+        All processes must call it.
+        """
         seen = self.state()
         if not len(seen["labels"]):
             return {}
         closed = class_figures(seen["labels"].numpy(), seen["probabilities"].numpy(), self.classes)
-        return {"loss": float(seen["losses"].mean()), **closed}
+        # Sorted, because which process saw what must not show in the last digit.
+        loss = float(np.sort(seen["losses"].numpy()).astype(np.float64).mean())
+        return {"loss": loss, **closed}

@@ -63,7 +63,7 @@ class FrozenFeatures:
             "weights": weights_digest(model.backbone),
             "model_id": config.model_id,
             "image_spec": spec_to_json(augment.image_spec),
-            "crop_mode": config.crop_mode,
+            "crop_spec": spec_to_json(augment.crop_spec),
             "bfloat16": self.half,
             "versions": library_versions(),
         }

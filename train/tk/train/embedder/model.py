@@ -123,6 +123,19 @@ class _BatchNorm(nn.BatchNorm1d):
         return super().forward(input)
 
 
+def _check_patch(probe: Any, img_size: int) -> None:
+    """Refuse a canvas that does not divide into the patches of a ViT."""
+    patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if side and img_size % side:
+        lower = max(side, img_size // side * side)
+        raise TkError(
+            f"--img_size does not divide into patches of {side} pixels",
+            expected=f"{lower} or {lower + side}",
+            found=str(img_size),
+        )
+
+
 def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
     """A timm model without its classifier; ViTs get the canvas size and pool their class token.
 
@@ -143,6 +156,7 @@ def _backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
         probe = timm.create_model(model_id, **options)
     if "img_size" in inspect.signature(type(probe).__init__).parameters:
         options["img_size"] = img_size
+        _check_patch(probe, img_size)
     averages = isinstance(getattr(probe, "fc_norm", None), nn.LayerNorm)
     if getattr(probe, "cls_token", None) is not None and not averages:
         options["global_pool"] = "token"

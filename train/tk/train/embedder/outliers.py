@@ -164,7 +164,7 @@ def write_outliers(
             )
         )
     # A file name that was no valid UTF-8 on disk must not cost the whole list.
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
 
 
 def _angles(

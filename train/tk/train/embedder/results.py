@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tk.runtime.files import sha256_file
+from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.metrics.classification import accuracy
+from tk.train.embedder.config import EmbedderConfig
 from tk.train.embedder.outliers import find_outliers, write_outliers
 from tk.train.embedder.prototypes import make_prototypes
 from tk.train.embedder.report.measured import Measured
@@ -21,7 +23,7 @@ from tk.train.run.distributed import is_main
 from tk.train.run.folder import RunFolder
 from tk.train.run.trainer import describe
 
-REPORT, OUTLIERS = "report.html", "outliers.csv"
+REPORT, OUTLIERS, STAMP = "report.html", "outliers.csv", ".results.json"
 
 
 def write_results(
@@ -31,8 +33,9 @@ def write_results(
 
     All processes call it; process 0 writes. A run that was finished before is left alone.
     """
-    page = folder.path / REPORT
-    if page.exists() and page.stat().st_mtime_ns >= folder.last.stat().st_mtime_ns:
+    digest = sha256_file(best)
+    made_from = {"checkpoint": digest, "options": _options(task.config)}
+    if _made_from(folder) == made_from:
         return
     state = load_checkpoint(best, task.name)
     for name, part in task.parts().items():
@@ -44,12 +47,13 @@ def write_results(
     if not is_main():
         return
     labels = {name: task.labels(name) for name in vectors}
-    gallery = make_prototypes(task.config, task.classes, vectors, labels, sha256_file(best))
+    gallery = make_prototypes(task.config, task.classes, vectors, labels, digest)
     found |= _named_by_prototypes(task, gallery.centroids, vectors["test"])
     if found and not any(r.get("event") == "test" for r in folder.read_metrics()):
         # Of the last step, so that a resume from any earlier one measures it again.
         step = task.config.in_steps(len(task)).steps
         record({"event": "test", "step": step, "weights_of_step": state["step"], **found})
+        print(f"test: {describe(found)}", file=sys.stderr)
         folder.log(f"test with the weights of step {state['step']}: {describe(found)}")
     gallery.write(folder.path)
     _write_outliers(task, folder, vectors)
@@ -57,13 +61,28 @@ def write_results(
 
     write_report(
         folder.path,
-        folder.path.name,
+        folder.path.resolve().name,
         task.classes,
         folder.read_metrics(),
         _measured(task, "test" if len(vectors["test"]) else "val", vectors),
         _measured(task, "train", vectors),
         _facts(task, state, "test" if len(vectors["test"]) else "val"),
     )
+    write_json(folder.path / STAMP, made_from)
+    print(f"look at {folder.path / REPORT}", file=sys.stderr)
+
+
+def _options(config: EmbedderConfig) -> dict[str, float]:
+    """Options that change the results of a run, but not its weights."""
+    names = ("max_refs_per_class", "sub_prototypes", "false_rejections")
+    return {name: getattr(config, name) for name in names}
+
+
+def _made_from(folder: RunFolder) -> dict[str, Any]:
+    """What the results in a folder were made from; {} if they are not all there."""
+    stamp = folder.path / STAMP
+    whole = stamp.exists() and (folder.path / REPORT).exists()
+    return dict(read_json(stamp)) if whole else {}
 
 
 def _named_by_prototypes(

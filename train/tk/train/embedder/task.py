@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from itertools import islice
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tk.runtime.errors import TkError
 from tk.runtime.images import ImageError
 from tk.runtime.preprocess import Image, fit
 from tk.train.embedder.arcface import ArcFace
@@ -34,7 +36,7 @@ from tk.train.embedder.figures import Running, class_figures, cross_entropy, ret
 from tk.train.embedder.frozen import FrozenFeatures
 from tk.train.embedder.groups import parameter_groups
 from tk.train.embedder.model import EmbedNet
-from tk.train.embedder.split import split_crops
+from tk.train.embedder.split import split_crops, write_splits
 from tk.train.run.distributed import gather_shares, is_main, share
 from tk.train.run.task import TrainTask
 
@@ -56,15 +58,23 @@ class EmbedderTask(TrainTask):
 
     name: ClassVar[str] = "embedder"
     best_metric: ClassVar[str] = "val_accuracy"
+    tie_metric: ClassVar[str] = "val_map_at_r"
     model: EmbedNet
 
     def __init__(self, config: EmbedderConfig) -> None:
         self.config = config
+        if config.out.resolve().is_relative_to(config.data.resolve()):
+            raise TkError(
+                f"the run folder {config.out} lies among the classes of {config.data}",
+                fix="give an --out beside the data",
+            )
         self.classes, crops = find_crops(config.data, merge=config.merge, exclude=config.exclude)
         check_class_sizes(self.classes, crops, config.min_per_class)
         spec = config.crop_spec()
         self.image_spec, self.crop_spec = config.image_spec(), spec
         self._load(split_crops(crops, config.val_split, config.test_split, config.seed))
+        self.masks: dict[str, int] = {}
+        self._check_masks()
         self.augment = Augment(config.aug, self.image_spec, spec, config.mask_share())
         self.model = EmbedNet(
             config.model_id,
@@ -85,6 +95,25 @@ class EmbedderTask(TrainTask):
         )
         self.seen = Running(self.classes)
         self.kept: FrozenFeatures | None = None
+
+    def _check_masks(self) -> None:
+        """Say how many crops have masks; training on none when they were asked for is an error."""
+        if self.config.crop_mode == "bbox":
+            return
+        masks = {"usable": 0, "missing or unusable": 0}
+        for index in range(len(self.train)):
+            masks["missing or unusable" if self.train[index].mask is None else "usable"] += 1
+        if not masks["usable"]:
+            raise TkError(
+                f"--crop_mode {self.config.crop_mode} paints backgrounds over, and no crop has a "
+                "usable mask",
+                expected="masks/{stem}_mask.png of the size of its crop, or RGBA cutouts",
+                fix="--auto_generate_masks with --sam2_ckpt, `tk data masks`, or --crop_mode bbox",
+            )
+        self.masks = masks
+        if is_main():
+            text = ", ".join(f"{count} {name}" for name, count in masks.items())
+            print(f"masks of the training crops: {text}", file=sys.stderr)
 
     def _load(self, splits: dict[str, list[CropFile]]) -> None:
         """Read every file once and keep what fits into memory."""
@@ -153,7 +182,11 @@ class EmbedderTask(TrainTask):
         return self.augment(self.train[index], rng), label
 
     def begin(self, device: torch.device) -> None:
-        """Compute what a frozen backbone says of every crop, once."""
+        """Write the splits; compute what a frozen backbone says of every crop, once."""
+        if is_main():
+            write_splits(
+                self.config.out / "splits.json", self.config.data, self.classes, self.splits
+            )
         if self.config.keeps_features():
             self.kept = FrozenFeatures(
                 self.config, self.model, self.augment, self.train, self.held, device
@@ -166,7 +199,7 @@ class EmbedderTask(TrainTask):
         embedding = self.model.project(inputs) if self.kept else self.model(inputs)
         losses = F.cross_entropy(self.margin(embedding, labels), labels, reduction="none")
         logits = self.margin.logits(embedding.detach()).detach()
-        self.seen.add(labels, logits, losses)
+        self.seen.add(labels, logits)
         right = logits.argmax(dim=1) == labels
         return {"loss": losses.mean(), "accuracy": right.float().mean()}
 
@@ -265,7 +298,21 @@ class EmbedderTask(TrainTask):
             "classes": list(self.classes),
             "crops": {name: len(crops) for name, crops in self.splits.items()},
             "left_out": len(self.skipped),
+            "masks": self.masks,
         }
+
+    def data_facts(self) -> dict[str, str]:
+        """Classes, and which crops lie in which split."""
+        digest = hashlib.sha256()
+        for split, crops in self.splits.items():
+            for crop in crops:
+                name = crop.path.relative_to(self.config.data).as_posix()
+                digest.update(f"{split}\0{crop.label}\0{name}\n".encode(errors="surrogateescape"))
+        return {"classes": ", ".join(self.classes), "crops and splits": digest.hexdigest()[:16]}
+
+    def epoch(self, step: int, batch_size: int) -> int:
+        """Epochs of equally many steps; a pass over the crops may end within one."""
+        return step // self.config.epoch_steps(len(self))
 
     def tag(self, done: int) -> str:
         """`ep005` after five epochs."""

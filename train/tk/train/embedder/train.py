@@ -11,7 +11,6 @@ from tk.train.embedder.config import EmbedderConfig
 from tk.train.embedder.data import find_crops
 from tk.train.embedder.model import EmbedNet
 from tk.train.embedder.results import write_results
-from tk.train.embedder.split import write_splits
 from tk.train.embedder.task import EmbedderTask
 from tk.train.run.checkpoint import config_of, image_spec_of, load_checkpoint, load_weights
 from tk.train.run.distributed import barrier, is_main
@@ -46,8 +45,6 @@ def train_in_process(config: EmbedderConfig) -> Path:
         _make_masks(config)
     prepare(config)
     task = EmbedderTask(config)
-    if is_main() and (config.resume or config.overwrite or not folder.config.exists()):
-        write_splits(config.out / "splits.json", config.data, task.classes, task.splits)
     return fit(task, config.in_steps(len(task)), partial(write_results, task, folder))
 
 
@@ -85,7 +82,7 @@ def load_embedder(path: Path) -> tuple[EmbedNet, dict[str, Any]]:
         config["model_id"],
         config["emb_dim"],
         image_spec_of(state).height,
-        head_norm=config.get("head_norm", "batch"),
+        head_norm=config["head_norm"],
     )
     load_weights(model, state, path)
     return model.eval(), state

@@ -43,6 +43,11 @@ class Average:
         finally:
             _fill(self.module, own)
 
+    def buffers(self) -> list[Tensor]:
+        """Averages of what is no parameter: statistics of batch norm."""
+        names = {name for name, _ in self.module.named_buffers()}
+        return [value for name, value in self.values.items() if name in names]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average under the names of the module's state dict."""
         return self.values

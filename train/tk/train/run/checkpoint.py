@@ -15,7 +15,7 @@ from tk.runtime.files import atomic_path
 from tk.runtime.preprocess import CropSpec, ImageSpec, spec_from_json
 
 FORMAT = "tk-checkpoint"
-VERSION = 1
+VERSION = 2
 KEYS = ("task", "config", "classes", "image_spec", "crop_spec", "step", "epoch", "model")
 """Keys of every checkpoint beside `format` and `version`; `tk.train.run.trainer` adds the rest."""
 
@@ -33,6 +33,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
             torch.save(full, temporary)
     except RuntimeError as error:  # what torch makes of a write that failed
+        if "DataLoader" in str(error):  # raised wherever the main process happens to be
+            raise
         kept = f"; {path.name} is the previous one" if path.exists() else ""
         raise EnvironmentLacks(
             f"{path} could not be written{kept}",

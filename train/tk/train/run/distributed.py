@@ -57,6 +57,18 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
+def first(value: Any) -> Any:
+    """What process 0 has: a decision that all must take alike is process 0's."""
+    return gather(value)[0]
+
+
+def broadcast(tensors: list[torch.Tensor]) -> None:
+    """Fill tensors with the values that process 0 has."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def share(count: int) -> range:
     """Rows of a table of `count` that are this process's to compute: every `world()`-th."""
     return range(rank(), count, world())

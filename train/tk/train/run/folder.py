@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import orjson
 
 from tk.runtime.errors import TkError
-from tk.runtime.files import read_json, write_bytes, write_json
+from tk.runtime.files import atomic_path, read_json, write_bytes, write_json
 
 LIBRARIES = (
     "tk-vision",
@@ -22,6 +24,10 @@ LIBRARIES = (
     "opencv-python-headless",
     "albumentations",
 )
+
+
+RESULTS = ("report.html", "prototypes.npz", "gallery.json", "outliers.csv", ".results.json")
+"""What trainings make of their best weights at the end, beside the folder `plots`."""
 
 
 class RunFolder:
@@ -44,7 +50,8 @@ class RunFolder:
         Raises:
             TkError: there is a run here already and `overwrite` is false.
         """
-        if self.config.exists() and not overwrite:
+        # Without a checkpoint there is nothing to go on with and nothing to lose.
+        if any(self.path.glob("checkpoint_*.pth")) and not overwrite:
             raise TkError(
                 f"{self.path} holds a run already",
                 fix="go on with --resume last, replace it with --overwrite, or change --out",
@@ -52,12 +59,46 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for path in (self.metrics, self.log_file, *self.path.glob("checkpoint_*.pth")):
             path.unlink(missing_ok=True)
+        self.remove_results()
         self.write_config(config, facts)
 
     def write_config(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write the resolved configuration, facts of the run, and versions of the libraries."""
         content = {"config": config, "facts": facts, "versions": library_versions()}
         write_json(self.config, content)
+
+    def remove_results(self) -> None:
+        """Remove what was made from the weights of an older state of the run."""
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "plots", ignore_errors=True)
+
+    def take_over(self, checkpoint: Path) -> None:
+        """Make this the folder of the run that goes on from a checkpoint.
+
+        Raises:
+            TkError: another run lies here.
+        """
+        origin = checkpoint.parent
+        self.path.mkdir(parents=True, exist_ok=True)
+        if origin.resolve() == self.path.resolve():
+            return
+        if any(self.path.glob("checkpoint_*.pth")):
+            raise TkError(
+                f"{self.path} holds another run than the checkpoint {checkpoint}",
+                fix=f"--out {origin}, or an --out without a run",
+            )
+        for name in (self.metrics.name, self.best.name):
+            if (origin / name).exists():
+                shutil.copyfile(origin / name, self.path / name)
+
+    def mark_interrupted(self) -> None:
+        """Give the last checkpoint a second name, `checkpoint_interrupt.pth`."""
+        with atomic_path(self.interrupt) as temporary:
+            try:
+                os.link(self.last, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.last, temporary)
 
     def kept(self, tag: str) -> Path:
         """Path of a checkpoint that stays: `checkpoint_ep005.pth`."""

@@ -62,6 +62,15 @@ def speaks() -> bool:
 def _under_torchrun(train: Callable[[Config], Path], config: Config) -> Path:
     local, local_count = (int(os.environ.get(k, 0)) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.device.startswith("cuda") and not cuda:
+        raise EnvironmentLacks(f"--device {config.device} without CUDA", fix="--device cpu")
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.gpus not in (0, count):
+        raise TkError(
+            "torchrun says how many processes there are",
+            expected=f"no --gpus, or --gpus {count}",
+            found=f"--gpus {config.gpus}",
+        )
     if cuda and torch.cuda.device_count() < max(local_count, local + 1):
         raise EnvironmentLacks(
             f"torchrun started {local_count} processes on this machine",
@@ -102,9 +111,11 @@ def _spawn(train: Callable[[Config], Path], config: Config) -> Path:
             sender.close()
             started.append(process)
             pipes.append(receiver)
-        with _forward_signals(started):
+        with _forward_signals(started) as signals:
             _wait(started)
-        outcomes = [_received(pipe) for pipe in pipes]
+        outcomes: list[Any] = [_received(pipe) for pipe in pipes]
+        if signals.seen:  # also when it came before the processes could say so
+            outcomes.append(KeyboardInterrupt())
     return _outcome(outcomes, [process.exitcode for process in started])
 
 
@@ -116,14 +127,14 @@ def _member(
     os.setsid()  # Ctrl-C of a terminal reaches the parent alone, which passes it on once
     cuda = config.device != "cpu"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop; see StopRequest
-    dist.init_process_group(
-        _backend(cuda),
-        init_method=f"file://{meet}",
-        rank=number,
-        world_size=config.gpus,
-        timeout=PATIENCE,
-    )
     try:
+        dist.init_process_group(
+            _backend(cuda),
+            init_method=f"file://{meet}",
+            rank=number,
+            world_size=config.gpus,
+            timeout=PATIENCE,
+        )
         sender.send(train(_of_process(config, number, config.gpus, cuda)))
     except KeyboardInterrupt:
         sender.send(KeyboardInterrupt())
@@ -157,16 +168,19 @@ class _forward_signals:
     def __init__(self, processes: list[Any]) -> None:
         self.processes = processes
         self.previous: dict[signal.Signals, Any] = {}
+        self.seen = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _forward_signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._pass_on)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _: object) -> None:
+        self.seen = True
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, number)
@@ -178,7 +192,7 @@ def _wait(processes: list[Any]) -> None:
     while any(process.is_alive() for process in processes):
         for process in processes:
             process.join(0.1)
-            if process.exitcode:
+            if process.exitcode not in (None, 0, 130):  # 130: stopping, which may take a while
                 deadline = min(deadline, time.monotonic() + GRACE)
         if time.monotonic() > deadline:
             for process in processes:
@@ -187,12 +201,12 @@ def _wait(processes: list[Any]) -> None:
 
 def _outcome(outcomes: list[Any], codes: list[int | None]) -> Path:
     """What the processes have to say together: the path of process 0, or the first error."""
+    path = outcomes[0]
+    if isinstance(path, Path) and not any(codes):
+        return path
     for kind in (TkError, OSError, KeyboardInterrupt):
         for found in outcomes:
             if isinstance(found, kind):
                 raise found
-    path = outcomes[0]
-    if isinstance(path, Path) and not any(codes):
-        return path
     said = [found for found in outcomes if isinstance(found, str)]
     raise RuntimeError("\n".join([f"training processes ended with exit codes {codes}", *said]))

@@ -49,16 +49,9 @@ def batch_loader(task: TrainTask, config: TrainConfig, start: int) -> DataLoader
     """Loader of the batches of steps `start` to `config.steps`, `config.accumulate` parts of each.
 
     Raises:
-        TkError: the task has no samples, or batches cannot be divided into equal parts.
+        TkError: as `check_batches`.
     """
-    if len(task) == 0:
-        raise TkError("there is nothing to train on", found=f"0 samples in {config.data}")
-    if config.batch_size % (config.accumulate * world()):
-        raise TkError(
-            "a batch cannot be divided evenly",
-            expected=f"--batch_size divisible by {world()} processes x {config.accumulate} parts",
-            found=str(config.batch_size),
-        )
+    check_batches(task, config)
     forks = "fork" in multiprocessing.get_all_start_methods()
     return DataLoader(
         _Samples(task, config.seed),
@@ -72,6 +65,22 @@ def batch_loader(task: TrainTask, config: TrainConfig, start: int) -> DataLoader
         # An own generator: the loader must not draw from the global one, whose state is resumed.
         generator=torch.Generator().manual_seed(config.seed),
     )
+
+
+def check_batches(task: TrainTask, config: TrainConfig) -> None:
+    """Refuse what cannot be trained on.
+
+    Raises:
+        TkError: the task has no samples, or batches cannot be divided into equal parts.
+    """
+    if len(task) == 0:
+        raise TkError("there is nothing to train on", found=f"0 samples in {config.data}")
+    if config.batch_size % (config.accumulate * world()):
+        raise TkError(
+            "a batch cannot be divided evenly",
+            expected=f"--batch_size divisible by {world()} processes x {config.accumulate} parts",
+            found=str(config.batch_size),
+        )
 
 
 def _start_worker(_: int) -> None:

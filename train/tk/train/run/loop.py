@@ -61,12 +61,12 @@ def _steps(trainer: Trainer, start: int) -> None:
             if last or _due(done, config.eval_every):
                 trainer.evaluate(done)
             bar.advance(note=f"loss {record['loss']:.4f}")
-            if any_of(stop.requested):
-                trainer.interrupted(done)
             if last or _due(done, config.save_every):
                 trainer.save(trainer.folder.last, done)
             if _due(done, config.keep_every):
                 trainer.save(trainer.folder.kept(task.tag(done)), done)
+            if any_of(stop.requested) and not last:
+                trainer.interrupted(done)
     trainer.finished(start)
 
 

@@ -93,6 +93,8 @@ def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
         name = ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
             lines.append(f"{name}: there is no such option")
+        elif not name:  # about several options together
+            lines.append(item["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{_option(name)}: {item['msg']}, found {item['input']!r}")
     raise TkError("; ".join(lines) or "wrong options", fix="see --help")

@@ -49,6 +49,10 @@ class StopRequest:
 
 
 def ignore_in_worker() -> None:
-    """Let the main process decide: a terminal sends Ctrl-C to the worker processes too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Let the main process decide: terminals and batch systems signal the workers too.
+
+    A worker that died of it would take the checkpoint with it; they end when the loader ends, or
+    when they find that the main process is gone.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

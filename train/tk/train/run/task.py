@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from tk.runtime.preprocess import CropSpec, ImageSpec
-from tk.train.run.sampling import epoch_permutation
+from tk.train.run.sampling import epoch_of, epoch_permutation
 
 
 class TrainTask(ABC):
@@ -23,6 +23,7 @@ class TrainTask(ABC):
         name: the task in the checkpoint (`detector`, `segmenter`, `embedder`, ...).
         best_metric: key of `evaluate()` by which `checkpoint_best.pth` is chosen, the larger the
             better; empty: the last is the best.
+        tie_metric: key that decides between equally good ones; the larger, the better.
         betas: of AdamW; 0.99 for the second suits runs of a few hundred steps.
         model: what is exported; its state dict is `model` in the checkpoint.
         classes, image_spec, crop_spec: kept in the checkpoint for export and runtime.
@@ -30,6 +31,7 @@ class TrainTask(ABC):
 
     name: ClassVar[str]
     best_metric: ClassVar[str] = ""
+    tie_metric: ClassVar[str] = ""
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
     model: nn.Module
@@ -81,6 +83,14 @@ class TrainTask(ABC):
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Indices of the samples of an epoch, `len(self)` of them; override to balance."""
         return epoch_permutation(seed, epoch, len(self))
+
+    def data_facts(self) -> dict[str, str]:
+        """What the data are, by name: a resume is refused when it differs."""
+        return {}
+
+    def epoch(self, step: int, batch_size: int) -> int:
+        """Epoch that a step (from 0) is counted to, from 0."""
+        return epoch_of(step, batch_size, len(self))
 
     def parts(self) -> nn.ModuleDict:
         """Everything that has weights, `model` among it; other parts are not exported."""

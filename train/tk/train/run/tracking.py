@@ -5,7 +5,19 @@ from __future__ import annotations
 from tk.train.run.config import TrainConfig
 from tk.train.run.tracker import GuardedTracker, NoTracker, Tracker, failure_text, to_stderr
 
-__all__ = ["NoTracker", "Tracker", "open_tracker"]
+__all__ = ["NoTracker", "Tracker", "check_tracker", "open_tracker"]
+
+
+def check_tracker(config: TrainConfig) -> None:
+    """Find out before hours of work whether the tracker's package is there.
+
+    Raises:
+        EnvironmentLacks: --use_clearml without the package.
+    """
+    if config.use_clearml:
+        from tk.train.run.clearml import check_installed
+
+        check_installed()
 
 
 def open_tracker(config: TrainConfig, name: str) -> Tracker:
@@ -19,9 +31,9 @@ def open_tracker(config: TrainConfig, name: str) -> Tracker:
     """
     if not config.use_clearml:
         return NoTracker()
-    from tk.train.run.clearml import ClearmlProcess, check_installed
+    check_tracker(config)
+    from tk.train.run.clearml import ClearmlProcess
 
-    check_installed()
     try:
         tracker = ClearmlProcess(
             project=config.clearml_project,

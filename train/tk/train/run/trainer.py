@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,15 +23,23 @@ from tk.train.run.average import Average
 from tk.train.run.checkpoint import load_checkpoint, save_checkpoint
 from tk.train.run.config import TrainConfig
 from tk.train.run.device import choose_device, uses_bfloat16
-from tk.train.run.distributed import barrier, gather, is_main, mean_of, rank, world
+from tk.train.run.distributed import (
+    barrier,
+    broadcast,
+    first,
+    gather,
+    is_main,
+    mean_of,
+    rank,
+    world,
+)
 from tk.train.run.folder import RunFolder
-from tk.train.run.loading import batch_loader, to_device
+from tk.train.run.loading import batch_loader, check_batches, to_device
 from tk.train.run.rng import rng_state, seed_all, set_rng_state
-from tk.train.run.sampling import epoch_of
 from tk.train.run.schedule import warmup_cosine
 from tk.train.run.task import TrainTask
 from tk.train.run.tracker import NoTracker, Outcome, Tracker
-from tk.train.run.tracking import open_tracker
+from tk.train.run.tracking import check_tracker, open_tracker
 
 
 class Objective(nn.Module):
@@ -53,7 +62,8 @@ class Trainer:
         self.folder = RunFolder(config.out)
         self.device = choose_device(config.device)
         if world() > 1 and self.device.type == "cuda":
-            task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # type: ignore[no-untyped-call]
+            # timm's, not torch's: that one drops the activation inside timm's BatchNormAct2d.
+            task.model = convert_sync_batchnorm(task.model)  # type: ignore[no-untyped-call]
         self.parts = task.parts().to(self.device)
         self.objective: nn.Module = Objective(task, self.parts)
         self.average = Average(self.parts, config.ema_decay) if config.ema_decay else None
@@ -84,6 +94,8 @@ class Trainer:
 
     def start(self) -> int:
         """Begin a new run; returns the first step, 0."""
+        check_batches(self.task, self.config)
+        check_tracker(self.config)
         if is_main():
             self.folder.start(self.config.resolved(), self.facts(), overwrite=self.config.overwrite)
         count = sum(p.numel() for p in self.parameters)
@@ -129,16 +141,21 @@ class Trainer:
         if "optimizer" not in state:
             raise TkError(f"{path} holds a model only, no run to go on with")
         _refuse_other_config(json.loads(state["config"]), self.config)
+        _refuse_other_data(state["data"], self.task.data_facts())
+        check_batches(self.task, self.config)
+        check_tracker(self.config)
         self._load_weights(state, path)
         if is_main():
             self.task.load_extra_state(state["extra"])
         self.best = dict(state["best"])
         step = int(state["step"])
         if is_main():
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.take_over(path)
             self.folder.write_config(self.config.resolved(), self.facts())
             self.folder.cut_metrics(step)
-        self.log(f"resume from {path.name} at step {step}")
+            if step < self.config.steps:
+                self.folder.remove_results()
+        self.say(f"going on from {path.name} at step {step}")
         self.task.train_mode()
         self._wrap()
         if rank() < len(state["rng"]):
@@ -207,7 +224,7 @@ class Trainer:
         if self.average:
             self.average.update(step)
         self.task.after_step(step)
-        epoch = epoch_of(step, config.batch_size, len(self.task))
+        epoch = self.task.epoch(step, config.batch_size) + 1
         record = {"step": step + 1, "epoch": epoch, "lr": lr, **values, "grad_norm": float(norm)}
         self.record(record)
         return record
@@ -241,23 +258,40 @@ class Trainer:
 
     def evaluate(self, done: int) -> None:
         """Measure on the held-out share and keep the best."""
+        self._same_buffers()
         self.task.model.eval()
         with torch.inference_mode(), self._results():
-            figures = self.task.evaluate()
+            figures = first(self.task.evaluate())
         self.task.train_mode()
         if not figures:
             return
-        epoch = epoch_of(done - 1, self.config.batch_size, len(self.task))
+        epoch = self.task.epoch(done - 1, self.config.batch_size) + 1
         self.record({"event": "eval", "step": done, "epoch": epoch, **figures})
-        self.log(f"step {done}, epoch {epoch + 1}: {describe(figures)}")
+        self.say(f"step {done}, epoch {epoch}: {describe(figures)}")
+        for table, rows in figures.items():
+            if isinstance(rows, dict):
+                for kind, row in rows.items():
+                    self.log(f"  {table}, {kind}: {describe(row)}")
         name = self.task.best_metric
         value = figures.get(name)
-        if value is not None and math.isfinite(value) and value > self.best.get("value", -math.inf):
-            self.best = {"value": float(value), "step": done}
+        if value is None or not math.isfinite(value):
+            return
+        # On easy data many evaluations are perfect; the tie metric still tells them apart.
+        found = (float(value), float(figures.get(self.task.tie_metric) or 0.0))
+        if found > (self.best.get("value", -math.inf), self.best.get("tie", -math.inf)):
+            self.best = {"value": found[0], "tie": found[1], "step": done}
             self.save(self.folder.best, done)
+            self.log(f"best so far: {name} {value:.4f}")
             self.record(
                 {"event": "best", "step": done, "epoch": epoch, "metric": name, "value": value}
             )
+
+    def _same_buffers(self) -> None:
+        """Statistics of batch norm are each process's own; those of process 0 are the run's."""
+        buffers = [*self.parts.buffers()]
+        if self.average:
+            buffers += self.average.buffers()
+        broadcast(buffers)
 
     def _results(self) -> AbstractContextManager[None]:
         return self.average.applied() if self.average else nullcontext()
@@ -277,7 +311,8 @@ class Trainer:
                 "image_spec": json.dumps(spec_to_json(task.image_spec)),
                 "crop_spec": json.dumps(spec_to_json(crop)) if crop else "",
                 "step": done,
-                "epoch": epoch_of(done, self.config.batch_size, len(task)),
+                "epoch": task.epoch(done, self.config.batch_size),
+                "data": task.data_facts(),
                 "model": task.model.state_dict(),
                 "others": {
                     name: dict(part.state_dict())
@@ -295,7 +330,9 @@ class Trainer:
     def interrupted(self, done: int) -> None:
         """Save and stop."""
         self.save(self.folder.last, done)
-        self.save(self.folder.interrupt, done)
+        if is_main():
+            self.folder.mark_interrupted()
+        barrier()  # nobody leaves while process 0 still writes
         self.say(f"interrupted after step {done}; go on with --resume last")
         raise KeyboardInterrupt
 
@@ -309,14 +346,31 @@ class Trainer:
         barrier()  # so that every process finds the last files
 
     def result(self) -> Path:
-        """The checkpoint to use."""
-        return self.folder.best if self.folder.best.exists() else self.folder.last
+        """The checkpoint to use: the best, if it is still that of this run."""
+        if not self.best:
+            return self.folder.last
+        best = self.folder.best
+        if best.exists() and load_checkpoint(best, self.task.name)["step"] == self.best["step"]:
+            return best
+        self.say(f"the best weights (step {self.best['step']:.0f}) are gone: the last are used")
+        return self.folder.last
 
 
 def describe(figures: dict[str, Any]) -> str:
     """The plain numbers of an evaluation as one line: `val_loss 0.1234, val_accuracy 0.9876`."""
     plain = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
     return ", ".join(f"{name} {value:.4f}" for name, value in plain.items())
+
+
+def _refuse_other_data(before: dict[str, str], now: dict[str, str]) -> None:
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        raise TkError(
+            "the data changed since this run began, and a resume must go on as it began",
+            expected=", ".join(f"{name} {before.get(name, 'none')}" for name in differing),
+            found=", ".join(f"{name} {now.get(name, 'none')}" for name in differing),
+            fix="put the files back, or start a new run in another --out (or with --overwrite)",
+        )
 
 
 def _refuse_other_config(before: dict[str, Any], config: TrainConfig) -> None:

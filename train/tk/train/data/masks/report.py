@@ -86,4 +86,4 @@ def write_report(path: Path, report: MaskReport) -> None:
     for item in report.outcomes:
         numbers = ("" if value is None else f"{value:.4f}" for value in (item.iou, item.area))
         rows.writerow((item.crop, item.result, item.reason, *numbers))
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
