@@ -136,7 +136,7 @@ def test_train_embedder__freeze_moves_the_head_only(tmp_path: Path) -> None:
 
 def test_train_embedder__margin_grows(tmp_path: Path) -> None:
     config = EmbedderConfig(
-        data=write_digits(tmp_path, 120), out=tmp_path / "run", model_id="test_resnet",
+        data=write_digits(tmp_path / "digits", 120), out=tmp_path / "run", model_id="test_resnet",
         pretrained=False, img_size=32, steps=10, margin=0.3, margin_warmup=0.5, min_per_class=3,
     )  # fmt: skip
     task = EmbedderTask(config)
