@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
+from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.errors import TkError
-from tk.runtime.parity import compare, row_cosine
+from tk.runtime.manifest import Part, TensorSpec
+from tk.runtime.parity import _assign, compare, row_cosine, run_parts
 
 
 def test_row_cosine__closed_form_and_not_finite() -> None:
@@ -51,6 +57,121 @@ def test_detector__not_finite_fails() -> None:
     assert not any(
         m.passed for m in compare("detector", "model", _detections(0, 0), broken, "fp32")
     )
+
+
+def _crowd(seed: int = 0, tokens: int = 5) -> dict[str, NDArray[np.float32]]:
+    """Two pictures of 40 boxes, in pairs that overlap nearly wholly, as DETR queries do."""
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 200, (2, 20, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(5, 60, (2, 20, 2))], axis=2)
+    twins = np.concatenate([boxes, boxes + random.uniform(0, 0.02, boxes.shape)], axis=1)
+    scores = random.uniform(0, 1, (2, 40, tokens))
+    scores[:, :, -1] = 0.0
+    return {"boxes": twins.astype(np.float32), "token_scores": scores.astype(np.float32)}
+
+
+def _permuted(given: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    orders = [np.random.default_rng(row).permutation(40) for row in range(2)]
+    return {
+        name: np.stack([rows[order] for rows, order in zip(array, orders, strict=True)])
+        for name, array in given.items()
+    }
+
+
+def _text(expected: dict[str, Any], found: dict[str, Any]) -> list[tuple[float, bool]]:
+    measures = compare("detector", "model", expected, found, "fp32")
+    assert [m.output for m in measures] == ["boxes", "token_scores"]
+    assert [m.metric for m in measures] == ["box_iou", "score_difference"]
+    return [(m.value, m.passed) for m in measures]
+
+
+def test_text_detector__permuted_slots_are_equal_also_among_twins() -> None:
+    (iou, same), (difference, equal) = _text(_crowd(), _permuted(_crowd()))
+    assert iou > 0.995 and difference == 0.0 and same and equal
+
+
+def test_text_detector__a_shifted_box_is_found_among_permuted_slots() -> None:
+    found = _permuted(_crowd())
+    found["boxes"][1, 7, [0, 2]] += 3
+    (iou, passed), (_, equal) = _text(_crowd(), found)
+    assert iou < 0.99 and not passed and equal
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_text_detector__a_box_that_only_one_side_has_fails(side: int) -> None:
+    pair = [_crowd(), _crowd()]
+    pair[side]["token_scores"][0, 3] = 0.05  # below what counts as confident
+    _, (difference, passed) = _text(*pair)
+    assert difference > 0.05 and not passed
+
+
+def test_text_detector__any_token_counts_not_only_the_best() -> None:
+    found = _crowd()
+    found["token_scores"][0, 0, np.argmin(found["token_scores"][0, 0])] += 0.01
+    _, (difference, passed) = _text(_crowd(), found)
+    assert difference == pytest.approx(0.01, abs=1e-6) and not passed
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("name", ["boxes", "token_scores"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_text_detector__not_finite_on_either_side_fails(name: str, side: int, value: float) -> None:
+    pair = [_crowd(), _crowd()]
+    pair[side][name][1, 39, 0] = value
+    assert not any(passed for _, passed in _text(*pair))
+
+
+def test_detector__a_box_without_area_equals_itself() -> None:
+    flat = {
+        "boxes": np.asarray([[[5, 5, 5, 9], [0, 0, 4, 4]]], np.float32),
+        "scores": np.asarray([[[0.9], [0.8]]], np.float32),
+    }
+    assert all(m.passed for m in compare("detector", "model", flat, flat, "fp32"))
+    moved = {**flat, "boxes": flat["boxes"] + np.asarray([1, 0, 1, 0], np.float32)}
+    assert compare("detector", "model", flat, moved, "fp32")[0].value == 0.0
+
+
+def test_matching__equals_the_best_assignment_of_scipy() -> None:
+    rows = np.random.default_rng(1).uniform(0, 1, (12, 30)).astype(np.float32)
+    rows[:, :5] += 1  # many rows want few columns
+    mine = _assign(rows)
+    best = linear_sum_assignment(rows, maximize=True)
+    assert len(set(mine.tolist())) == 12
+    assert rows[np.arange(12), mine].sum() == pytest.approx(rows[best].sum(), rel=1e-5)
+
+
+class Doubler(Session):
+    """Gives its input times two under another name."""
+
+    def __init__(self, given: str, gives: str, rows: int | str) -> None:
+        spec = Part(
+            (TensorSpec(given, "float32", (rows, 2)),), (TensorSpec(gives, "float32", ("B", 2)),), 4
+        )
+        super().__init__(gives, "test", "fp32", spec)
+        self.given, self.gives = given, gives
+
+    def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        return {self.gives: np.asarray(inputs[self.given], np.float32) * 2}
+
+    def _close(self) -> None:
+        pass
+
+
+def test_run_parts__each_part_runs_on_what_came_before() -> None:
+    sessions = {"text": Doubler("ids", "features", "B"), "model": Doubler("features", "boxes", 1)}
+    ids = np.asarray([[1, 2], [3, 4]], np.float32)
+    outputs = run_parts("detector", sessions, {"ids": ids})
+    np.testing.assert_array_equal(outputs["text"]["features"], ids * 2)
+    np.testing.assert_array_equal(outputs["model"]["boxes"], ids[:1] * 4)  # takes one row
+    with pytest.raises(TkError, match="do not fit together"):
+        run_parts("detector", {"model": Doubler("other", "x", "B")}, {"ids": ids})
+
+
+def test_decoder__not_finite_fails() -> None:
+    good = {"logits": np.ones((2, 4, 4), np.float32), "iou": np.ones(2, np.float32)}
+    for name in good:
+        broken = {**good, name: good[name] * np.float32(np.nan)}
+        assert not all(m.passed for m in compare("segmenter", "decoder", good, broken, "fp32"))
 
 
 def test_decoder__empty_masks_are_equal() -> None:

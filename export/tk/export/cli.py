@@ -12,7 +12,12 @@ from tk.cli import single
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Checkpoint, or the run folder of `tk train`.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Checkpoint or run folder of `tk train`; Hugging Face folder, .safetensors file "
+            "or hub id of GroundingDINO or SAM-2; original SAM-2 .pt file.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder to make.")],
     images: Annotated[
@@ -21,16 +26,36 @@ def export(
     max_batch: Annotated[
         int, typer.Option(min=1, max=256, help="Largest batch of pictures to prove and allow.")
     ] = 16,
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Canvas of the graph in pixels, e.g. 800x1216.")
+    ] = "",
+    bake: Annotated[
+        str,
+        typer.Option(metavar="PROMPT", help="Fold this prompt into the graph (text detectors)."),
+    ] = "",
+    sam2_cfg: Annotated[
+        str,
+        typer.Option(
+            "--sam2-cfg",
+            metavar="NAME",
+            help="Configuration of an original SAM-2 .pt, e.g. configs/sam2.1/sam2.1_hiera_t.yaml.",
+        ),
+    ] = "",
+    opset: Annotated[
+        int, typer.Option(min=17, max=18, help="Of the ONNX files; 17 is for TensorRT 8.6.")
+    ] = 18,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it is equal.
 
-    Writes float32 ONNX graphs (opset 18, uint8 NHWC in, normalisation inside, free batch), checks
-    and lints them, then compares the very bytes that ship with the PyTorch model on real images at
-    batch 1, 2 and the largest, and each picture alone with itself in a batch. A figure that fails
-    keeps nothing and exits with 1.
+    Writes float32 ONNX graphs (uint8 NHWC in, normalisation inside, free batch), checks and lints
+    them, then compares the very bytes that ship with the PyTorch model on real images at batch 1,
+    2 and the largest, and each picture alone with itself in a batch. A figure that fails keeps
+    nothing and exits with 1.
 
     Example: tk export runs/detector bundles/detector --images scenes/test/images
+
+    Example: tk export IDEA-Research/grounding-dino-tiny bundles/detector --images photos
     """
     import time
 
@@ -40,15 +65,32 @@ def export(
 
     refuse_existing(out, overwrite=overwrite)
     started = time.monotonic()
-    model = open_source(source, max_batch)
-    lines = write_bundle(model, out, images, overwrite=overwrite)
-    size = sum(file.stat().st_size for file in out.glob("*.onnx")) / 1e6
+    canvas = parse_size(size)
+    model = open_source(source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg)
+    lines = write_bundle(model, out, images, overwrite=overwrite, opset=opset)
+    megabytes = sum(file.stat().st_size for file in out.glob("*.onnx")) / 1e6
     print(
         f"{out}: {model.task}, {model.parameters / 1e6:.2f} M parameters, "
-        f"{size:.1f} MB of ONNX, {time.monotonic() - started:.0f} s"
+        f"{megabytes:.1f} MB of ONNX, {time.monotonic() - started:.0f} s"
     )
     for line in lines:
         print(f"  {line}")
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Read `HxW`, or `S` for a square; None for "".
+
+    Raises:
+        TkError: not one or two whole numbers above 0.
+    """
+    from tk.runtime.errors import TkError
+
+    if not text:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise TkError(f"--size {text!r} is not a size", expected="HxW in pixels, e.g. 800x1216")
+    return int(sides[0]), int(sides[-1])
 
 
 COMMANDS: dict[str, typer.Typer] = {"export": single(export)}

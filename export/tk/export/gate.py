@@ -83,33 +83,29 @@ def _measure(
                 Verdict(artifact.file, session.backend, part_name, test, batch, measure)
             )
 
-    for batch in sorted({1, 2, part.spec.max_batch}):
+    free = _batch_axis(part)
+    for batch in sorted({1, 2, part.spec.max_batch} if free else {1}):
         inputs = part.feed(canvases, batch)
         found = session.run(inputs)
         note("parity", batch, part.run(inputs), found)
         if batch > 1:
-            note("batch invariance", batch, _one_by_one(part, session, inputs, batch), found)
+            note("batch invariance", batch, _one_by_one(part, free, session, inputs), found)
     return verdicts
 
 
-def _one_by_one(part: ExportPart, session: Session, inputs: Arrays, batch: int) -> Arrays:
+def _one_by_one(part: ExportPart, free: str, session: Session, inputs: Arrays) -> Arrays:
     """Run each row of the free axis alone and put the answers together."""
-    free = _batch_axis(part)
+    own = [spec.name for spec in part.spec.inputs if spec.shape[:1] == (free,)]
     rows = []
-    for row in range(batch):
-        own = {
-            spec.name: inputs[spec.name][row : row + 1]
-            if spec.shape[0] == free
-            else inputs[spec.name]
-            for spec in part.spec.inputs
-        }
-        rows.append(session.run(own))
+    for row in range(len(inputs[own[0]])):
+        rows.append(session.run({**inputs, **{name: inputs[name][row : row + 1] for name in own}}))
     return {spec.name: np.concatenate([r[spec.name] for r in rows]) for spec in part.spec.outputs}
 
 
 def _batch_axis(part: ExportPart) -> str:
-    """Name of the free axis that the outputs run along."""
-    return str(part.spec.outputs[0].shape[0])
+    """Name of the free axis that the outputs run along; "" for a part that has none."""
+    axis = part.spec.outputs[0].shape[0]
+    return axis if isinstance(axis, str) else ""
 
 
 def summarise(verdicts: Sequence[Verdict]) -> list[str]:

@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import onnx
 import torch
 from torch.export import Dim
 
+from tk.export.fold import fold_constants
+from tk.export.lint import lint
+from tk.export.lower import lower
 from tk.export.model import ExportPart
 from tk.runtime.backends.base import Arrays
-from tk.runtime.errors import CheckFailed
+from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.manifest import Part
 
 OPSET = 18
 """GridSample of opset 20 is read wrongly by TensorRT (deploy notes: NVIDIA/TensorRT#4646), and 18
 is what the dynamo exporter writes natively: another number is silently not met."""
 
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-"""TensorRT computes some of these wrongly (rotary tables under `If`), and they stop CUDA graphs."""
+OPSETS = (17, 18)
+"""17 is for TensorRT 8.6; it is made from 18 by `lower`."""
+
+SHOWN = 5
+"""Broken promises that an error lists."""
+
+LARGEST = 1_800_000_000
+"""Bytes of weights: protobuf stops at 2 GiB, and one file must hold the graph too."""
 
 
-def to_onnx(part: ExportPart, example: Arrays, metadata: dict[str, str]) -> bytes:
-    """Trace a part with the dynamo exporter.
+def to_onnx(
+    part: ExportPart, example: Arrays, metadata: dict[str, str], opset: int = OPSET
+) -> bytes:
+    """Trace a part with the dynamo exporter, fold its constants, lint it, lower it if asked.
 
     Args:
         part: module and names.
         example: inputs at a batch above 1 (1 would be baked in as a constant).
         metadata: written into the file.
+        opset: one of `OPSETS`.
 
     Returns:
         A self-contained ONNX file.
 
     Raises:
         CheckFailed: the graph does not meet what we promise; names the node.
+        TkError: weights too large for one file, or another opset.
     """
+    if opset not in OPSETS:
+        raise TkError(f"opset {opset} is not written", expected=" or ".join(map(str, OPSETS)))
+    size = sum(p.numel() * p.element_size() for p in part.module.parameters())
+    if size > LARGEST:
+        raise TkError(
+            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds 1.8 GB",
+            fix="export a smaller model: weights in a second file are not supported",
+        )
+    model = _traced(part, example)
+    fold_constants(model)
+    _must_be_fit(model, part.spec, OPSET)
+    if opset != OPSET:
+        model = lower(model)
+        _must_be_fit(model, part.spec, opset)
+    onnx.helper.set_model_props(model, metadata)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _must_be_fit(model: onnx.ModelProto, spec: Part, opset: int) -> None:
+    problems = list(lint(model, spec, opset))
+    if problems:
+        more = f"\n    … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise CheckFailed(
+            f"the exported graph is not fit to ship: {problems[0]}",
+            found="\n    ".join(problems[:SHOWN]) + more if len(problems) > 1 else "",
+        )
+
+
+def _traced(part: ExportPart, example: Arrays) -> onnx.ModelProto:
     spec = part.spec
     free = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
     dims = {axis: Dim(axis, min=1, max=4096) for axis in sorted(free)}
@@ -48,7 +89,7 @@ def to_onnx(part: ExportPart, example: Arrays, metadata: dict[str, str]) -> byte
         for tensor in spec.inputs
     )
     tensors = tuple(torch.from_numpy(example[tensor.name]) for tensor in spec.inputs)
-    with _quiet(), torch.no_grad():
+    with _quiet(), part.patch(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
             tensors,
@@ -61,13 +102,8 @@ def to_onnx(part: ExportPart, example: Arrays, metadata: dict[str, str]) -> byte
         )
     if program is None:
         raise CheckFailed("the exporter gave no graph", fix="run again with tk --debug export …")
-    model = program.model_proto
-    onnx.helper.set_model_props(model, metadata)
-    for problem in lint(model, spec):
-        raise CheckFailed(f"the exported graph is not fit to ship: {problem}")
-    file = io.BytesIO()
-    onnx.save_model(model, file)
-    return file.getvalue()
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 @contextmanager
@@ -78,51 +114,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def lint(model: onnx.ModelProto, spec: Part) -> Iterator[str]:
-    """Yield one sentence per promise that a graph breaks.
-
-    Promises: the ONNX checker passes; opset as asked; no control flow; names, dtypes and static
-    shapes as in `spec`, with only the named axes free; finite weights.
-    """
-    onnx.checker.check_model(model, full_check=True)
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("", 0) != OPSET:
-        yield f"opset {opsets.get('')} was written, {OPSET} was asked for"
-    foreign = sorted(domain for domain in opsets if domain not in ("", "ai.onnx"))
-    if foreign:
-        yield f"operators of another domain: {', '.join(foreign)}"
-    for node in model.graph.node:
-        if node.op_type in CONTROL_FLOW:
-            yield f"node {node.name} is control flow ({node.op_type})"
-    for tensors, values in ((spec.inputs, model.graph.input), (spec.outputs, model.graph.output)):
-        found = {value.name: _described(value) for value in values}
-        for tensor in tensors:
-            wanted = (np.dtype(tensor.dtype).name, tuple(tensor.shape))
-            if not _fits(wanted, found.get(tensor.name)):
-                yield f"{tensor.name} is {found.get(tensor.name)}, expected {wanted}"
-    for weight in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(weight)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            yield f"weight {weight.name} has values that are not finite"
-
-
-_Described = tuple[str, tuple[int | str, ...]]
-
-
-def _described(value: onnx.ValueInfoProto) -> _Described:
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    axes = tensor.shape.dim
-    return dtype, tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in axes)
-
-
-def _fits(wanted: _Described, found: _Described | None) -> bool:
-    if found is None or wanted[0] != found[0] or len(wanted[1]) != len(found[1]):
-        return False
-    # A free axis must be free in the file; its name there is the exporter's choice.
-    return all(
-        isinstance(b, str) if isinstance(a, str) else a == b
-        for a, b in zip(wanted[1], found[1], strict=True)
-    )

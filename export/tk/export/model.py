@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ class ExportPart:
             `spec`.
         spec: names, dtypes and shapes; a string axis is free, and the first one is the batch that
             the gate varies.
-        feed: makes inputs of a given batch from canvases `(n, H, W, 3) uint8`.
+        feed: makes inputs of a given batch from canvases `(n, H, W, 3) uint8`. The first row of
+            what one part is fed belongs to the first row of every other part: the same picture,
+            the same prompt.
+        patch: entered while the module is traced, never while it runs as the reference: a place
+            for changes to a library's functions that the exporter cannot read.
     """
 
     module: nn.Module
     spec: Part
     feed: Callable[[NDArray[np.uint8], int], Arrays]
+    patch: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @torch.inference_mode()
     def run(self, inputs: Arrays) -> Arrays:
@@ -45,7 +51,14 @@ class ExportPart:
 
 @dataclass(frozen=True)
 class ExportModel:
-    """A model on its way into a bundle; fields as in `tk.runtime.manifest.Manifest`."""
+    """A model on its way into a bundle; fields as in `tk.runtime.manifest.Manifest`.
+
+    Attributes:
+        parts: in the order of running: an input of a part is what an earlier part gave under that
+            name, else it comes from outside. Parts without a free axis are proved as they are.
+        checkpoint: file whose hash goes into the manifest, or a model folder.
+        files: other files of the bundle, name -> content (a tokenizer); hashed in the manifest.
+    """
 
     task: str
     parts: dict[str, ExportPart]
@@ -56,6 +69,7 @@ class ExportModel:
     source: dict[str, Any]
     licence: str
     checkpoint: Path
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

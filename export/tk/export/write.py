@@ -21,13 +21,18 @@ from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.files import atomic_folder, sha256_file, write_json
 from tk.runtime.images import find_images, read_image
 from tk.runtime.manifest import Artifact, Manifest
+from tk.runtime.parity import chained_inputs
 from tk.runtime.preprocess import ImageSpec, fit, spec_to_json
 
 GATE_IMAGES = 16
 """Real images that the gate looks at; more only repeat the same arithmetic."""
 
 PROBE_IMAGES = 2
-LIBRARIES = ("tk-vision", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "timm")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+LIBRARIES = (
+    *("tk-vision", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "timm"),
+    *("transformers", "tokenizers"),
+)
 
 
 def load_canvases(folder: Path, spec: ImageSpec) -> NDArray[np.uint8]:
@@ -55,7 +60,12 @@ def load_canvases(folder: Path, spec: ImageSpec) -> NDArray[np.uint8]:
 
 
 def write_bundle(
-    model: ExportModel, out: Path, images: Path, *, overwrite: bool = False
+    model: ExportModel,
+    out: Path,
+    images: Path,
+    *,
+    overwrite: bool = False,
+    opset: int = OPSET,
 ) -> list[str]:
     """Export a model and prove it.
 
@@ -64,6 +74,7 @@ def write_bundle(
         out: the bundle folder to make.
         images: folder of real images for the gate.
         overwrite: replace an existing bundle.
+        opset: of the ONNX files: 18, or 17 for TensorRT 8.6.
 
     Returns:
         What was measured, one line per figure.
@@ -73,7 +84,7 @@ def write_bundle(
     """
     canvases = load_canvases(images, model.image)
     with atomic_folder(out, overwrite=overwrite) as folder:
-        graphs = {name: _graph(model, name, canvases, folder) for name in model.parts}
+        graphs = {name: _graph(model, name, canvases, folder, opset) for name in model.parts}
         verdicts = run_gate(model, graphs, canvases)
         lines = summarise(verdicts)
         if not all(verdict.measure.passed for verdict in verdicts):
@@ -85,14 +96,16 @@ def write_bundle(
             )
         write_json(folder / PARITY, _parity_json(verdicts, len(canvases)))
         np.savez_compressed(folder / PROBE, allow_pickle=False, **_probe(model, canvases))
-        files = {name: sha256_file(folder / name) for name in (PARITY, PROBE)}
+        for name, content in model.files.items():
+            (folder / name).write_bytes(content)
+        files = {name: sha256_file(folder / name) for name in (PARITY, PROBE, *model.files)}
         artifacts = [artifact for artifact, _ in graphs.values()]
         write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
     return lines
 
 
 def _graph(
-    model: ExportModel, name: str, canvases: NDArray[np.uint8], folder: Path
+    model: ExportModel, name: str, canvases: NDArray[np.uint8], folder: Path, opset: int
 ) -> tuple[Artifact, bytes]:
     part = model.parts[name]
     facts = {
@@ -102,11 +115,11 @@ def _graph(
         "tk.crop": orjson.dumps(spec_to_json(model.crop) if model.crop else None).decode(),
         "tk.classes": orjson.dumps(model.classes).decode(),
     }
-    data = to_onnx(part, part.feed(canvases, 2), facts)
+    data = to_onnx(part, part.feed(canvases, 2), facts, opset)
     file = f"{name}.fp32.onnx"
     (folder / file).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    artifact = Artifact(file, digest, len(data), name, "onnx", "fp32", {"opset": OPSET})
+    artifact = Artifact(file, digest, len(data), name, "onnx", "fp32", {"opset": opset})
     return artifact, data
 
 
@@ -116,18 +129,25 @@ def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
     Parts run on what the part before them gave; intermediate features are not stored, because
     they are megabytes and the last part's answers prove them too.
     """
-    probe: Arrays = {"input/image": canvases[:PROBE_IMAGES]}
+    probe: Arrays = {}
     given: Arrays = {}
     for name, part in model.parts.items():
-        inputs = part.feed(canvases, PROBE_IMAGES)
-        inputs |= {key: value[:1] for key, value in given.items() if key in inputs}
-        given = part.run(inputs)
-        for spec in part.spec.inputs:
-            if spec.name == "boxes":
-                probe["input/boxes"] = inputs["boxes"]
+        fed = part.feed(canvases, _probe_rows(model, name))
+        outside = {key: value for key, value in fed.items() if key not in given}
+        probe |= {f"input/{key}": value for key, value in outside.items()}
+        found = part.run(chained_inputs(part.spec, given | outside))
+        given |= outside | found
         last = name == list(model.parts)[-1]
-        probe |= {f"output/{name}/{key}": value for key, value in given.items() if last}
+        probe |= {f"output/{name}/{key}": value for key, value in found.items() if last}
     return probe
+
+
+def _probe_rows(model: ExportModel, name: str) -> int:
+    """One row for a part whose answers a later part takes one by one: else they would not fit."""
+    given = {spec.name for spec in model.parts[name].spec.outputs}
+    later = list(model.parts.values())[list(model.parts).index(name) + 1 :]
+    taken = [spec for part in later for spec in part.spec.inputs if spec.name in given]
+    return 1 if any(spec.shape[:1] == (1,) for spec in taken) else PROBE_IMAGES
 
 
 def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
@@ -166,8 +186,7 @@ def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
 def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str, str]) -> Manifest:
     source = {
         **model.source,
-        "file": model.checkpoint.name,
-        "sha256": sha256_file(model.checkpoint),
+        **_identity(model.checkpoint),
         "parameters": model.parameters,
     }
     return Manifest(
@@ -183,6 +202,20 @@ def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str
         artifacts=tuple(artifacts),
         files=files,
     )
+
+
+def _identity(checkpoint: Path) -> dict[str, Any]:
+    """Name and hash of a checkpoint; for a folder, of its configuration and weights."""
+    if checkpoint.is_file():
+        return {"file": checkpoint.name, "sha256": sha256_file(checkpoint)}
+    files = [
+        file
+        for file in sorted(checkpoint.iterdir())
+        if file.is_file() and (file.suffix in WEIGHTS or file.name == "config.json")
+    ]
+    hashes = {file.name: sha256_file(file) for file in files}
+    whole = hashlib.sha256(orjson.dumps(hashes)).hexdigest()
+    return {"file": checkpoint.name, "sha256": whole, "files": hashes}
 
 
 def _versions() -> dict[str, str]:

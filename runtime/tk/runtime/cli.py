@@ -102,8 +102,15 @@ def annotate(
     detector: Annotated[Path | None, typer.Option(help="Detector bundle.")] = None,
     segmenter: Annotated[Path | None, typer.Option(help="Segmenter bundle.")] = None,
     embedder: Annotated[Path | None, typer.Option(help="Embedder bundle.")] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(help='What a text detector looks for: "wrench . pliers ." [the baked, tool.]'),
+    ] = "",
     box_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop proposals scored below.")
+    ] = 0.25,
+    text_threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Tokens scored above it make the phrase.")
     ] = 0.25,
     nms_iou: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop the weaker of two boxes overlapping more.")
@@ -142,9 +149,11 @@ def annotate(
     from tk.runtime.annotate.annotator import AnnotateOptions, Models
     from tk.runtime.annotate.annotator import annotate as run
     from tk.runtime.heads.detector import DetectorOptions
+    from tk.runtime.heads.text_detector import TextOptions
 
     options = AnnotateOptions(
         detector=DetectorOptions(box_threshold, nms_iou, max_boxes),
+        text=TextOptions(prompt, text_threshold),
         search=search.value,
         assign=assign.value,
         unknown_threshold=unknown_threshold,

@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.boxes import iou_matrix
 from tk.runtime.errors import TkError
+from tk.runtime.manifest import Part
 
 Tensors = Mapping[str, NDArray[Any]]
 """Named arrays to look at."""
 
 CONFIDENT = 0.1
 """Boxes below this score may differ: no annotator keeps them."""
+
+SAME_PLACE = 0.01
+"""Pixels: boxes with all corners this near are one box, also when they have no area."""
 
 THRESHOLDS: dict[str, dict[str, float]] = {
     "fp32": {
@@ -102,34 +106,65 @@ def row_cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 
 
 def _detector_figures(expected: Tensors, found: Tensors) -> list[tuple[str, str, float]]:
+    scores = "token_scores" if "token_scores" in expected else "scores"
     worst_iou, worst_score = 1.0, 0.0
     for row in range(len(expected["boxes"])):
-        ref_boxes, ref_scores = _confident(expected["boxes"][row], expected["scores"][row])
-        boxes = np.asarray(found["boxes"][row], np.float32)
-        scores = np.asarray(found["scores"][row], np.float32)
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            return [
-                ("boxes", "box_iou", float("nan")),
-                ("scores", "score_difference", float("nan")),
-            ]
-        overlap = iou_matrix(ref_boxes, boxes)
-        match = overlap.argmax(axis=1)
-        worst_iou = min(worst_iou, float(overlap.max(axis=1).min()))
-        difference = np.abs(ref_scores - scores[match]).max()
-        worst_score = max(worst_score, float(difference))
-    return [("boxes", "box_iou", worst_iou), ("scores", "score_difference", worst_score)]
+        reference = _proposals(expected["boxes"][row], expected[scores][row])
+        candidate = _proposals(found["boxes"][row], found[scores][row])
+        if not all(np.isfinite(array).all() for array in (*reference, *candidate)):
+            worst_iou = worst_score = float("nan")
+            break
+        # Both ways: a confident box that only one of the two has is found from its own side.
+        for left, right in ((reference, candidate), (candidate, reference)):
+            iou, difference = _matched(left, right)
+            worst_iou, worst_score = min(worst_iou, iou), max(worst_score, difference)
+    return [("boxes", "box_iou", worst_iou), (scores, "score_difference", worst_score)]
 
 
-def _confident(
-    boxes: NDArray[np.generic], scores: NDArray[np.generic]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+_Proposals = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _proposals(boxes: NDArray[np.generic], scores: NDArray[np.generic]) -> _Proposals:
+    return np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
+
+
+def _matched(left: _Proposals, right: _Proposals) -> tuple[float, float]:
+    """Match the confident rows of one picture one to one with rows of another run.
+
+    Args:
+        left, right: boxes (Q, 4) xyxy and scores (Q, C) of classes or tokens; the confidence of a
+            row is its best score.
+
+    Returns:
+        Smallest overlap and largest difference of any score over the matched pairs.
+    """
+    keep = _confident(left[1])
+    boxes, scores = left[0][keep], left[1][keep]
+    overlap = iou_matrix(boxes, right[0])
+    # A box without area overlaps nothing, not even itself.
+    overlap[np.abs(boxes[:, None] - right[0]).max(axis=2) <= SAME_PLACE] = 1.0
+    likeness = overlap - np.abs(scores.max(axis=1)[:, None] - right[1].max(axis=1))
+    pairs = _assign(likeness)
+    worst = overlap[np.arange(len(keep)), pairs].min()
+    return float(worst), float(np.abs(scores - right[1][pairs]).max())
+
+
+def _assign(likeness: NDArray[np.float32]) -> NDArray[np.intp]:
+    """One column per row, all different, with the greatest sum; columns >= rows."""
+    import lap
+
+    best = likeness.argmax(axis=1)
+    if len(np.unique(best)) == len(best):  # the usual case: no row wants the column of another
+        return np.asarray(best, np.intp)
+    columns = lap.lapjv(-likeness, extend_cost=True, return_cost=False)[0]
+    return np.asarray(columns, np.intp)
+
+
+def _confident(scores: NDArray[np.float32]) -> NDArray[np.intp]:
     """Confident rows of one picture; the best one when there is none, so something is compared."""
-    all_scores = np.asarray(scores, np.float32)
-    best = all_scores.max(axis=1)
+    best = scores.max(axis=1)
     keep = np.flatnonzero(best >= CONFIDENT)
-    if not len(keep):
-        keep = np.asarray([best.argmax()])
-    return np.asarray(boxes, np.float32)[keep], all_scores[keep]
+    return keep if len(keep) else np.asarray([best.argmax()])
 
 
 def _decoder_figures(expected: Tensors, found: Tensors) -> list[tuple[str, str, float]]:
@@ -147,19 +182,39 @@ def _decoder_figures(expected: Tensors, found: Tensors) -> list[tuple[str, str, 
 
 
 def run_parts(task: str, sessions: Mapping[str, Session], inputs: Arrays) -> dict[str, Arrays]:
-    """Run a whole model on probe inputs, each part on what the part before it gave.
+    """Run a whole model on probe inputs, each part on what the parts before it gave.
 
     Args:
         task: of the bundle.
-        sessions: part name -> session.
-        inputs: `image` (B, H, W, 3) uint8, and `boxes` (N, 4) on the first picture's canvas for a
-            segmenter.
+        sessions: part name -> session, in the order of running.
+        inputs: what comes from outside, by name: `image` (B, H, W, 3) uint8, `boxes` (N, 4) on the
+            first picture's canvas for a segmenter, token ids for a text detector.
 
     Returns:
         Part -> outputs.
     """
-    if task != "segmenter":
-        return {"model": sessions["model"].run({"image": inputs["image"]})}
-    features = sessions["encoder"].run({"image": inputs["image"][:1]})
-    decoded = sessions["decoder"].run({**features, "boxes": inputs["boxes"]})
-    return {"encoder": features, "decoder": decoded}
+    given = dict(inputs)
+    if task == "segmenter":  # its decoder serves one picture per call
+        given["image"] = given["image"][:1]
+    outputs: dict[str, Arrays] = {}
+    for name, session in sessions.items():
+        outputs[name] = session.run(chained_inputs(session.part, given))
+        given |= outputs[name]
+    return outputs
+
+
+def chained_inputs(part: Part, given: Arrays) -> Arrays:
+    """Inputs of a part among the values known so far; of one row where the part takes one.
+
+    Raises:
+        TkError: a value that no part before it gave, and that did not come from outside.
+    """
+    missing = [spec.name for spec in part.inputs if spec.name not in given]
+    if missing:
+        raise TkError(
+            "the parts of the model do not fit together", found="no " + ", ".join(missing)
+        )
+    return {
+        spec.name: given[spec.name][:1] if spec.shape[:1] == (1,) else given[spec.name]
+        for spec in part.inputs
+    }

@@ -59,7 +59,7 @@ def write_truncated(path: Path) -> None:
             "another version",
         ),
         (
-            lambda path: torch.save({"format": "tk-checkpoint", "version": 1}, path),
+            lambda path: torch.save({"format": "tk-checkpoint", "version": 2}, path),
             "no task, config",
         ),
         (lambda path: save_checkpoint(path, state(task="other")), "another task"),

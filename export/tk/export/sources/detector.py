@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
+from tk.export.sources.source import Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.train.detector.model import QUERIES, STRIDE, load_detector
 from tk.train.run.checkpoint import classes_of, image_spec_of
 
 
-def open_source(path: Path, max_batch: int) -> ExportModel:
+def open_source(source: Source, max_batch: int) -> ExportModel:
     """Rebuild the network and describe it.
 
     Raises:
         TkError: the checkpoint is damaged or of another task.
     """
-    network, state = load_detector(path)
+    network, state = load_detector(source.path)
     image, classes = image_spec_of(state), classes_of(state)
     queries = min(QUERIES, (image.height // STRIDE) * (image.width // STRIDE))
     canvas = TensorSpec("image", "uint8", ("B", image.height, image.width, 3), "RGB canvas")
@@ -40,5 +39,5 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
         settings={},
         source={"step": state["step"], "best": state.get("best")},
         licence="own weights",
-        checkpoint=path,
+        checkpoint=source.path,
     )

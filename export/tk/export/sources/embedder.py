@@ -10,6 +10,7 @@ import timm
 from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
+from tk.export.sources.source import Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.train.embedder.train import load_embedder
@@ -29,13 +30,13 @@ def _licence(config: dict[str, Any]) -> str:
     return f"{model}: {getattr(stated, 'license', None) or 'not stated'}"
 
 
-def open_source(path: Path, max_batch: int) -> ExportModel:
+def open_source(source: Source, max_batch: int) -> ExportModel:
     """Rebuild the network and describe it.
 
     Raises:
         TkError: the checkpoint is damaged or of another task.
     """
-    network, state = load_embedder(path)
+    network, state = load_embedder(source.path)
     image, config = image_spec_of(state), config_of(state)
     canvas = TensorSpec(
         "image", "uint8", ("B", image.height, image.width, 3), "RGB crop on the canvas"
@@ -55,5 +56,5 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
         settings={"trained_on": list(classes_of(state)), "model_id": config["model_id"]},
         source={"step": state["step"], "best": state.get("best")},
         licence=_licence(config),
-        checkpoint=path,
+        checkpoint=source.path,
     )

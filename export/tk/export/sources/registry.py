@@ -1,43 +1,159 @@
-"""What `tk export` can read: task of a checkpoint -> module with `open_source(path, state)`."""
+"""What `tk export` can read: task -> module with `open_source(source, max_batch)`."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tk.export.model import ExportModel
+from tk.export.sources.hub import fetch, is_hub_id, licence_of
+from tk.export.sources.source import Source
 from tk.runtime.errors import TkError
-from tk.train.run.checkpoint import load_checkpoint
+from tk.runtime.files import read_json
 
 SOURCES: dict[str, str] = {
     "detector": "tk.export.sources.detector",
     "segmenter": "tk.export.sources.segmenter",
     "embedder": "tk.export.sources.embedder",
+    "grounding-dino": "tk.export.sources.grounding_dino",
+    "sam2": "tk.export.sources.sam2",
 }
+"""Task -> module. Also the task in a checkpoint of `tk train`."""
+
+MODEL_TYPES: dict[str, str] = {
+    "grounding-dino": "grounding-dino",
+    "mm-grounding-dino": "grounding-dino",
+    "sam2": "sam2",
+    "sam2_video": "sam2",
+}
+"""`model_type` in config.json -> task."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "size": ("grounding-dino", "sam2"),
+    "bake": ("grounding-dino",),
+    "sam2-cfg": ("sam2",),
+}
+"""Option -> tasks that it means something for."""
+
+CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
+ACCEPTED = (
+    "a run folder or checkpoint of tk train; a Hugging Face folder, .safetensors file with "
+    f"config.json beside it, or hub id (ORGANISATION/MODEL) of {', '.join(MODEL_TYPES)}; "
+    "an original SAM-2 .pt file (--sam2-cfg names its configuration)"
+)
 
 
-def open_source(source: Path, max_batch: int) -> ExportModel:
-    """Open a checkpoint, or the best one of a run folder.
+def open_source(
+    source: Path | str,
+    max_batch: int,
+    *,
+    size: tuple[int, int] | None = None,
+    prompt: str = "",
+    sam2_cfg: str = "",
+) -> ExportModel:
+    """Open what the user named.
 
     Args:
-        source: a checkpoint that `tk train` wrote, or its run folder.
+        source: see `ACCEPTED`.
         max_batch: largest number of pictures per call that will be proved.
+        size, prompt, sam2_cfg: see `Source`.
 
     Raises:
-        TkError: nothing there, not a checkpoint, or a task that cannot be exported.
+        TkError: nothing there, nothing that can be exported, or an option that does not apply.
+        EnvironmentLacks: a hub id, and no network.
     """
-    if source.is_dir():
-        names = ("checkpoint_best.pth", "checkpoint_last.pth")
-        found = [source / name for name in names if (source / name).is_file()]
-        if not found:
+    found = find_source(str(source), sam2_cfg=sam2_cfg)
+    for option, value in (("size", size), ("bake", prompt), ("sam2-cfg", sam2_cfg)):
+        if value and found.task not in OPTIONS[option]:
             raise TkError(
-                f"{source} holds no checkpoint",
-                expected=" or ".join(names),
-                fix="tk train detector|segmenter|embedder --out RUN …",
+                f"--{option} means nothing for {source}",
+                expected=f"a model of {' or '.join(OPTIONS[option])}",
+                found=found.task,
             )
-        source = found[0]
-    task = str(load_checkpoint(source)["task"])
+    wanted = replace(found, size=size, prompt=prompt, sam2_cfg=sam2_cfg)
+    model: ExportModel = importlib.import_module(SOURCES[found.task]).open_source(wanted, max_batch)
+    return model
+
+
+def find_source(given: str, *, sam2_cfg: str = "") -> Source:
+    """Find a model on disk, in the hub's cache or on the hub, and say of which task it is.
+
+    Raises:
+        TkError: as `open_source`.
+    """
+    path = Path(given)
+    name = path.resolve().name  # the rest of a path is nobody else's business
+    if path.is_dir():
+        return _folder(path, name)
+    if path.is_file():
+        return _file(path, name, sam2_cfg)
+    if is_hub_id(given):
+        return _folder(fetch(given), given)
+    raise TkError(f"{given} does not exist", expected=ACCEPTED)
+
+
+def _folder(path: Path, called: str) -> Source:
+    for name in CHECKPOINTS:
+        if (path / name).is_file():
+            return _checkpoint(path / name, called)
+    if (path / "config.json").is_file():
+        return Source(path, _task_of(path), name=called, licence=licence_of(path))
+    raise TkError(
+        f"{path} holds nothing that can be exported",
+        expected=ACCEPTED,
+        found=f"a folder without {', '.join(CHECKPOINTS)} or config.json",
+    )
+
+
+def _file(path: Path, called: str, sam2_cfg: str) -> Source:
+    if path.suffix == ".safetensors":
+        if not (path.parent / "config.json").is_file():
+            raise TkError(
+                f"{path} has no config.json beside it, so its architecture is not known",
+                fix=f"put the config.json of the model into {path.parent}",
+            )
+        return Source(path, _task_of(path.parent), name=called, licence=licence_of(path.parent))
+    if sam2_cfg:
+        return Source(path, "sam2", name=called, licence=licence_of(path.parent))
+    return _checkpoint(path, called)
+
+
+def _task_of(folder: Path) -> str:
+    config: Any = read_json(folder / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in MODEL_TYPES:
+        raise TkError(
+            f"{folder / 'config.json'} is of a model that tk export does not know",
+            expected="model_type " + ", ".join(MODEL_TYPES),
+            found=f"model_type {kind!r}",
+        )
+    return MODEL_TYPES[kind]
+
+
+def _checkpoint(path: Path, called: str) -> Source:
+    from tk.train.run.checkpoint import load_checkpoint
+
+    try:
+        task = str(load_checkpoint(path)["task"])
+    except TkError as error:
+        if _is_original_sam2(path):
+            return Source(path, "sam2", name=called, licence=licence_of(path.parent))
+        raise TkError(
+            error.what, expected=error.expected or ACCEPTED, found=error.found, fix=error.fix
+        ) from None
     if task not in SOURCES:
         raise TkError(f"cannot export a checkpoint of task {task!r}", expected=", ".join(SOURCES))
-    model: ExportModel = importlib.import_module(SOURCES[task]).open_source(source, max_batch)
-    return model
+    return Source(path, task, name=called)
+
+
+def _is_original_sam2(path: Path) -> bool:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises six kinds, all of which mean that this is something else
+        return False
+    weights = state.get("model", state) if isinstance(state, dict) else {}
+    return isinstance(weights, dict) and any("image_encoder.trunk" in str(key) for key in weights)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
+from tk.export.sources.source import Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
@@ -38,13 +37,13 @@ class _Decoder(nn.Module):
         return self.network.decode(pixels, boxes)
 
 
-def open_source(path: Path, max_batch: int) -> ExportModel:
+def open_source(source: Source, max_batch: int) -> ExportModel:
     """Rebuild the network and describe it.
 
     Raises:
         TkError: the checkpoint is damaged or of another task.
     """
-    network, state = load_segmenter(path)
+    network, state = load_segmenter(source.path)
     image = image_spec_of(state)
     shape = (3, image.height, image.width)
     canvas = TensorSpec("image", "uint8", ("B", *shape[1:], 3), "RGB canvas")
@@ -82,7 +81,7 @@ def open_source(path: Path, max_batch: int) -> ExportModel:
         settings={"mask_frame": "box", "frame_margin": network.margin},
         source={"step": state["step"], "best": state.get("best")},
         licence="own weights",
-        checkpoint=path,
+        checkpoint=source.path,
     )
 
 

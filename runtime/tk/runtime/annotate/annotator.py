@@ -31,9 +31,10 @@ from tk.runtime.files import write_json
 from tk.runtime.gallery.build import build_gallery
 from tk.runtime.gallery.gallery import FACTS, PROTOTYPES, Gallery, SearchMode, open_gallery
 from tk.runtime.gallery.search import PrototypeSearch
-from tk.runtime.heads.detector import CompactDetector, DetectorOptions
+from tk.runtime.heads.detector import DetectorOptions
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.heads.segmenter import Segmenter
+from tk.runtime.heads.text_detector import TextOptions, open_detector
 from tk.runtime.images import MAX_PIXELS, find_images, relative_name
 from tk.runtime.progress import progress
 
@@ -53,6 +54,7 @@ class AnnotateOptions:
 
     Attributes:
         detector: thresholds of the detector.
+        text: prompt of a text detector, and the threshold of its phrases.
         search: compare with class centroids, every reference, or sub-prototypes.
         assign: `unique` gives each class at most once, by optimal assignment; see `assign`.
         unknown_threshold: least similarity of an accepted class; None takes the gallery's own.
@@ -66,6 +68,7 @@ class AnnotateOptions:
     """
 
     detector: DetectorOptions = field(default_factory=DetectorOptions)
+    text: TextOptions = field(default_factory=TextOptions)
     search: SearchMode = "centroid"
     assign: Mode = "unique"
     unknown_threshold: float | None = None
@@ -90,7 +93,7 @@ class Chain:
             "threads": options.threads,
         }
         detector = Bundle.open(models.detector, "detector")
-        self.detector = CompactDetector(detector, options.detector, **session)
+        self.detector = open_detector(detector, options.detector, options.text, **session)
         self.segmenter = Segmenter(Bundle.open(models.segmenter, "segmenter"), **session)
         self.embedder = Embedder(Bundle.open(models.embedder, "embedder"), **session)
         self.gallery = load_gallery(gallery, self.embedder)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.backends.base import Arrays, Session
-from tk.runtime.boxes import clip, enlarge
+from tk.runtime.boxes import clip, enlarge, valid
 from tk.runtime.bundle import Bundle
+from tk.runtime.errors import TkError
 from tk.runtime.masks import BoxMask, upsample_logits
 from tk.runtime.preprocess import Image, Placement, fit
 
@@ -24,8 +25,9 @@ class Masks:
     """Masks of one picture, in the order of its boxes.
 
     Attributes:
-        masks: one per box; may be empty.
-        iou: (N,) float32, the model's own estimate of each mask's quality, 0..1.
+        masks: one per box; may be empty, and is for a box that cannot hold anything (see
+            `segment`).
+        iou: (N,) float32, the model's own estimate of each mask's quality, 0..1; 0 for such boxes.
     """
 
     masks: tuple[BoxMask, ...]
@@ -52,6 +54,9 @@ class Segmenter:
     def segment(self, images: Sequence[Image], boxes: Sequence[NDArray[np.float32]]) -> list[Masks]:
         """Cut objects out.
 
+        A box without area, with a coordinate that is not finite or without a pixel of the picture
+        gets an empty mask and does not reach the network.
+
         Args:
             images: each (H, W, 3) uint8 RGB.
             boxes: per picture (N, 4) float32 xyxy, pixels of that picture. A picture without
@@ -59,9 +64,21 @@ class Segmenter:
 
         Returns:
             One `Masks` per picture, in order.
+
+        Raises:
+            TkError: not one array of boxes per picture, or an array of another shape.
         """
-        results = [Masks((), np.zeros(0, np.float32)) for _ in images]
-        busy = [index for index, own in enumerate(boxes) if len(own)]
+        if len(images) != len(boxes) or any(own.ndim != 2 or own.shape[1] != 4 for own in boxes):
+            raise TkError(
+                "a segmenter needs boxes for each picture",
+                expected=f"{len(images)} arrays of shape (N, 4)",
+                found=", ".join(str(own.shape) for own in boxes) or "none",
+            )
+        usable = [_usable(own, *image.shape[:2]) for image, own in zip(images, boxes, strict=True)]
+        results = [
+            _nothing(len(own), *image.shape[:2]) for image, own in zip(images, boxes, strict=True)
+        ]
+        busy = [index for index, rows in enumerate(usable) if len(rows)]
         size = self.manifest.parts["encoder"].max_batch
         for start in range(0, len(busy), size):
             chunk = busy[start : start + size]
@@ -69,8 +86,10 @@ class Segmenter:
             features = self.encoder.run({"image": np.stack([canvas for canvas, _ in fitted])})
             for row, index in enumerate(chunk):
                 own = {name: array[row : row + 1] for name, array in features.items()}
+                rows = usable[index]
                 hw = images[index].shape[:2]
-                results[index] = self._decode(own, boxes[index], fitted[row][1], hw)
+                found = self._decode(own, boxes[index][rows], fitted[row][1], hw)
+                results[index] = _spread(found, rows, results[index])
         return results
 
     def _decode(
@@ -80,17 +99,18 @@ class Segmenter:
         placement: Placement,
         image_hw: tuple[int, ...],
     ) -> Masks:
-        on_canvas = placement.to_canvas(boxes)
-        logits: list[NDArray[np.float32]] = []
+        """Masks of one picture's boxes; logits are in memory for one chunk of boxes at a time."""
+        masks: list[BoxMask] = []
         iou: list[NDArray[np.float32]] = []
         size = self.manifest.parts["decoder"].max_batch
         for start in range(0, len(boxes), size):
-            outputs = self.decoder.run({**features, "boxes": on_canvas[start : start + size]})
-            logits.append(np.asarray(outputs["logits"], np.float32))
+            chunk = boxes[start : start + size]
+            on_canvas = placement.to_canvas(chunk)
+            outputs = self.decoder.run({**features, "boxes": on_canvas})
+            logits = np.asarray(outputs["logits"], np.float32)
+            masks += draw_masks(logits, self._frames(on_canvas, placement), chunk, image_hw)
             iou.append(np.asarray(outputs["iou"], np.float32))
-        frames = self._frames(on_canvas, placement)
-        masks = draw_masks(np.concatenate(logits), frames, boxes, image_hw)
-        return Masks(masks, np.concatenate(iou))
+        return Masks(tuple(masks), np.concatenate(iou))
 
     def _frames(self, on_canvas: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
         settings, spec = self.manifest.settings, self.manifest.image
@@ -98,6 +118,27 @@ class Segmenter:
             return box_frames(on_canvas, placement, settings["frame_margin"])
         canvas = np.asarray([[0, 0, spec.width, spec.height]], np.float32)
         return np.repeat(placement.to_image(canvas), len(on_canvas), axis=0)
+
+
+def _usable(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.int64]:
+    """Rows of the boxes that are finite, have an area and share some of it with the picture."""
+    good = valid(boxes)
+    good[good] = valid(clip(boxes[good], width, height))
+    return np.flatnonzero(good)
+
+
+def _nothing(count: int, height: int, width: int) -> Masks:
+    empty = BoxMask(0, 0, np.zeros((0, 0), np.bool_), height, width)
+    return Masks((empty,) * count, np.zeros(count, np.float32))
+
+
+def _spread(found: Masks, rows: NDArray[np.int64], into: Masks) -> Masks:
+    """Put what was found into its rows of a result for all boxes."""
+    masks, iou = list(into.masks), into.iou.copy()
+    for row, mask in zip(rows, found.masks, strict=True):
+        masks[row] = mask
+    iou[rows] = found.iou
+    return Masks(tuple(masks), iou)
 
 
 def box_frames(

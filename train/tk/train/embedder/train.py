@@ -82,7 +82,7 @@ def load_embedder(path: Path) -> tuple[EmbedNet, dict[str, Any]]:
         config["model_id"],
         config["emb_dim"],
         image_spec_of(state).height,
-        head_norm=config["head_norm"],
+        head_norm=config.get("head_norm", "batch"),
     )
     load_weights(model, state, path)
     return model.eval(), state

@@ -1,0 +1,91 @@
+"""Small GroundingDINO folders with random weights, spread so that every layer matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+
+WORDS = "tool wrench pliers a the red ##s screw ##driver hammer , ' ! x".split()
+KINDS = {"grounding-dino": "GroundingDino", "mm-grounding-dino": "MMGroundingDino"}
+CANVAS = (224, 256)
+
+
+def vocabulary() -> dict[str, int]:
+    """Few words, with the delimiters where bert-base-uncased has them."""
+    fixed = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+    fixed |= {".": 1012, "?": 1029}
+    fixed |= {word: 1030 + index for index, word in enumerate(WORDS)}
+    taken = set(fixed.values())
+    return {**{f"[unused{i}]": i for i in range(1030) if i not in taken}, **fixed}
+
+
+def small_config(kind: str, **changes: Any) -> Any:
+    swin: Any = transformers.SwinConfig  # its arguments are not all declared
+    backbone = swin(
+        image_size=224,
+        embed_dim=48,
+        depths=[1, 2, 1, 1],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        out_indices=[2, 3, 4],
+    )
+    text = transformers.BertConfig(
+        vocab_size=1030 + len(WORDS),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+    )
+    settings = {
+        "backbone_config": backbone,
+        "text_config": text,
+        "d_model": 128,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 256,
+        "decoder_ffn_dim": 256,
+        "num_queries": 60,
+    }
+    return getattr(transformers, KINDS[kind] + "Config")(**settings | changes)
+
+
+def write_model(folder: Path, kind: str, config: Any = None) -> Path:
+    """Write a model folder as `save_pretrained` does: config, weights, tokenizer."""
+    torch.manual_seed(0)
+    config = config or small_config(kind)
+    network = getattr(transformers, KINDS[kind] + "ForObjectDetection")(config).eval()
+    spread(network, kind)
+    network.save_pretrained(folder)
+    transformers.BertTokenizer(vocabulary()).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def spread(network: Any, kind: str) -> None:
+    """Fresh box heads, fusion gates and sampling offsets are zero or nearly: they hide mistakes."""
+    random = torch.Generator().manual_seed(1)
+    for name, value in network.named_parameters():
+        noise = torch.randn(value.shape, generator=random)
+        if name.endswith(("vision_param", "text_param")):
+            value.copy_(0.3 + 0.1 * noise)
+        elif "bbox_embed" in name and ".layers.2." in name:
+            value.copy_(0.3 * noise)
+        elif name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+            value.copy_(0.1 * noise)
+        elif name.endswith("decoder.layer_norm.weight") and kind == "grounding-dino":
+            value.fill_(0.15)  # else its scores are all 0 or 1
+        elif "class_embed" in name:
+            value.fill_(-1.0)
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Soft coloured blobs: (height, width, 3) uint8."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
