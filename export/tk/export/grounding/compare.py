@@ -21,7 +21,7 @@ CLOSE = 2e-3
 CLOSE_PIXELS = 0.1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def cut_model(
     loaded: Loaded, canvas: tuple[int, int], prompt: Prompt
 ) -> tuple[ModelPart, TextPart]:
