@@ -22,6 +22,7 @@ from tk.export.sources.hub import fetch, is_hub_id, licence_of
 from tk.export.sources.pretrained import load_pretrained
 from tk.export.sources.registry import MODEL_TYPES, SOURCES, find_source, open_source
 from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.train.run.checkpoint import FORMAT, VERSION
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -45,7 +46,7 @@ def test_find__folder_and_safetensors_by_model_type(kind: str, tmp_path: Path) -
 
 def test_find__our_run_folder_takes_the_best_checkpoint(tmp_path: Path) -> None:
     keys = ("config", "classes", "image_spec", "crop_spec", "step", "epoch", "model")
-    state = {**dict.fromkeys(keys, ""), "format": "tk-checkpoint", "version": 1}
+    state = {**dict.fromkeys(keys, ""), "format": FORMAT, "version": VERSION}
     for name in ("checkpoint_last.pth", "checkpoint_best.pth"):
         torch.save({**state, "task": "embedder"}, tmp_path / name)
     assert find_source(str(tmp_path)).path == tmp_path / "checkpoint_best.pth"
