@@ -12,7 +12,10 @@ import typer
 from tk.cli import group
 from tk.train.detector.config import DetectorConfig
 from tk.train.embedder.config import EmbedderConfig
+from tk.train.grounding.config import GroundingConfig
+from tk.train.run.arch import Arch, add_arch_command
 from tk.train.run.options import command_class, make_command
+from tk.train.sam2.config import Sam2Config
 from tk.train.segmenter.config import SegmenterConfig
 
 data = group("Prepare data: generated scenes with boxes, masks and classes.")
@@ -140,30 +143,90 @@ def _train_embedder(config: EmbedderConfig) -> Path:
     return train_embedder(config)
 
 
-def _add(name: str, config: Any, run: Callable[[Any], Path], help: str) -> None:
-    def report(value: Any) -> None:
-        checkpoint = run(value)
+def _train_grounding(config: GroundingConfig) -> Path:
+    from tk.train.grounding.train import train_grounding
+
+    return train_grounding(config)
+
+
+def _train_sam2(config: Sam2Config) -> Path:
+    from tk.train.sam2.train import train_sam2
+
+    return train_sam2(config)
+
+
+def _reported(run: Callable[[Any], Path]) -> Callable[[Any], None]:
+    def report(config: Any) -> None:
+        checkpoint = run(config)
         from tk.train.run.launch import speaks
 
         if speaks():
             print(f"done: {checkpoint}; next: tk export {checkpoint} BUNDLE --images DIR")
 
-    command = make_command(config, report, help)
+    return report
+
+
+def _add(name: str, config: Any, run: Callable[[Any], Path], help: str) -> None:
+    command = make_command(config, _reported(run), help)
     train.command(name, cls=command_class(config), help=help)(command)
 
 
-_add(
-    "detector",
-    DetectorConfig,
-    _train_detector,
-    "Train the compact one-stage detector on COCO data (images/ and annotations.json).",
-)
-_add(
-    "segmenter",
-    SegmenterConfig,
-    _train_segmenter,
-    "Train the compact box-prompted segmenter on COCO data with masks.",
-)
+DETECTORS: dict[str, Arch] = {
+    "compact": (
+        DetectorConfig,
+        _reported(_train_detector),
+        """Train a detector on COCO data (images/ and annotations.json).
+
+        \b
+        compact:          one stage, plain convolutions; minutes on a CPU
+        grounding-dino:   finds what a prompt names; see --arch grounding-dino --help
+        """,
+    ),
+    "grounding-dino": (
+        GroundingConfig,
+        _reported(_train_grounding),
+        """Train or fine-tune GroundingDINO on COCO data: class names become phrases.
+
+        OUT/model is a Hugging Face folder, and what `tk export OUT BUNDLE` reads.
+
+        \b
+        Fine-tune released weights:  tk train detector --arch grounding-dino --data DATA --out RUN
+                                       --model IDEA-Research/grounding-dino-tiny --size 1024
+        A small one, from nothing:   ... --model small
+        """,
+    ),
+}
+"""`tk train detector --arch NAME`."""
+
+SEGMENTERS: dict[str, Arch] = {
+    "compact": (
+        SegmenterConfig,
+        _reported(_train_segmenter),
+        """Train a box-prompted segmenter on COCO data with masks.
+
+        \b
+        compact:  plain convolutions on the resampled box; minutes on a CPU
+        sam2:     SAM-2; see --arch sam2 --help
+        """,
+    ),
+    "sam2": (
+        Sam2Config,
+        _reported(_train_sam2),
+        """Train or fine-tune SAM-2 on COCO data with masks, prompted by boxes.
+
+        OUT/model is a Hugging Face folder, and what `tk export OUT BUNDLE` reads.
+
+        \b
+        Fine-tune released weights:  tk train segmenter --arch sam2 --data DATA --out RUN
+                                       --model facebook/sam2.1-hiera-tiny
+        A small one, from nothing:   ... --model small
+        """,
+    ),
+}
+"""`tk train segmenter --arch NAME`."""
+
+add_arch_command(train, "detector", DETECTORS)
+add_arch_command(train, "segmenter", SEGMENTERS)
 _add(
     "embedder",
     EmbedderConfig,

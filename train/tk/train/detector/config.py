@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from tk.train.run.config import TrainConfig
@@ -10,6 +12,14 @@ from tk.train.run.config import TrainConfig
 class DetectorConfig(TrainConfig):
     """Options of `tk train detector`."""
 
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Architecture": ("arch",),
+        **TrainConfig.sections,
+    }
+
+    arch: Literal["compact"] = Field(
+        "compact", description="compact or grounding-dino; each has its own options"
+    )
     size: int = Field(320, ge=64, multiple_of=32, description="side of the canvas in pixels")
     single_class: str = Field("", description="give every object this one class")
     val_split: float = Field(0.1, ge=0, lt=1, description="share of the images held out")

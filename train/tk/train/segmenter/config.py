@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from tk.train.run.config import TrainConfig
@@ -10,6 +12,14 @@ from tk.train.run.config import TrainConfig
 class SegmenterConfig(TrainConfig):
     """Options of `tk train segmenter`."""
 
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Architecture": ("arch",),
+        **TrainConfig.sections,
+    }
+
+    arch: Literal["compact"] = Field(
+        "compact", description="compact or sam2; each has its own options"
+    )
     size: int = Field(640, ge=64, multiple_of=32, description="side of the canvas in pixels")
     margin: float = Field(0.1, ge=0, le=1, description="frame around a box, share of its long side")
     jitter: float = Field(0.06, ge=0, lt=0.5, description="largest error of a training box")

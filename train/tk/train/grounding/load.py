@@ -1,0 +1,231 @@
+"""Open the GroundingDINO that a training starts from, and write the one that it ends with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import CRITICAL
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.files import atomic_folder, read_json, write_json
+from tk.runtime.text.tokenizer import Tokenizer
+from tk.train.grounding.config import SMALL
+from tk.train.grounding.small import small_config, start_values, thaw_norms
+from tk.train.grounding.vocabulary import small_vocabulary
+
+CLASSES = {
+    "grounding-dino": "GroundingDinoForObjectDetection",
+    "mm-grounding-dino": "MMGroundingDinoForObjectDetection",
+}
+"""`model_type` -> class of transformers."""
+
+ATTENTION = {"text_config": "sdpa", "backbone_config": "eager"}
+"""As the export opens it: eager attention on the text side adds a boolean mask as a number."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPROCESSING = "preprocessor_config.json"
+FACTS = "training.json"
+"""What the training was, beside the weights."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to train.
+
+    Attributes:
+        network: the library's `…ForObjectDetection`; live batch norms if it is new.
+        words: the library's tokenizer, which is written beside the trained weights.
+        reader: reads prompts as the runtime will.
+        mean, std: per channel, for values 0..1.
+        preprocessing: content of `preprocessor_config.json`.
+    """
+
+    network: Any
+    words: Any
+    reader: Tokenizer
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocessing: dict[str, Any]
+
+
+def open_start(model: str, names: Iterable[str]) -> Start:
+    """Build the small model, or open released or own weights.
+
+    Args:
+        model: `small`, a folder, or a hub id.
+        names: class names and other phrases, for the vocabulary of a small one.
+
+    Raises:
+        EnvironmentLacks: no transformers, or a hub id and no network.
+        TkError: not a GroundingDINO, or files that are missing or damaged.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise EnvironmentLacks(
+            "training GroundingDINO needs the package transformers",
+            fix="pip install 'tk-vision[export]'",
+        ) from None
+    if model == SMALL:
+        vocabulary = small_vocabulary(names)
+        make: Any = transformers.BertTokenizer
+        words = make(vocabulary)
+        network = build(small_config(len(vocabulary)))
+        thaw_norms(network)
+        start_values(network)
+        for parameter in network.parameters():  # the library freezes what it takes for trained
+            parameter.requires_grad_(True)
+        return _start(network, words, SMALL, {})
+    folder = find_folder(model)
+    read: Any = transformers.AutoTokenizer
+    try:
+        words = read.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise a dozen types
+        raise TkError(f"the tokenizer in {model} cannot be read: {error}") from None
+    file = folder / PREPROCESSING
+    preprocessing = read_json(file) if file.is_file() else {}
+    return _start(_pretrained(folder), words, model, preprocessing)
+
+
+def _start(network: Any, words: Any, name: str, preprocessing: dict[str, Any]) -> Start:
+    data = words.backend_tokenizer.to_str().encode()
+    cleanup = bool(words.clean_up_tokenization_spaces)
+    limit = int(network.config.max_text_len)
+    reader = Tokenizer(data, limit, cleanup=cleanup, name=Path(name).name)
+    mean = tuple(preprocessing.get("image_mean", MEAN))
+    std = tuple(preprocessing.get("image_std", STD))
+    defaults = {
+        "image_processor_type": "GroundingDinoImageProcessor",
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    return Start(network, words, reader, mean, std, defaults | preprocessing)
+
+
+def build(config: Any) -> Any:
+    """The library's model of a configuration, with fresh weights."""
+    import transformers
+
+    kind = getattr(transformers, CLASSES[config.model_type])
+    return kind._from_config(config, attn_implementation=ATTENTION)
+
+
+def find_folder(model: str) -> Path:
+    """Folder of a model on this machine; a hub id is fetched.
+
+    Raises:
+        EnvironmentLacks: the hub could not be reached.
+        TkError: there is nothing of that name.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        # A run folder of this training holds its result in `model`.
+        inner = folder / "model"
+        return inner if (inner / "config.json").is_file() else folder
+    if folder.exists() or model.count("/") != 1 or folder.parent.exists():
+        raise TkError(
+            f"there is no model folder {model}",
+            expected=f"{SMALL}, a Hugging Face folder, a run folder, or a hub id",
+        )
+    import huggingface_hub
+
+    patterns = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:  # the hub's client and its HTTP library raise dozens of types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EnvironmentLacks(
+            f"{model} could not be fetched from the hub",
+            found=f"{type(error).__name__}: {reason}",
+            fix="check the spelling and the network, or give a folder with its files",
+        ) from None
+
+
+def _pretrained(folder: Path) -> Any:
+    import transformers
+
+    if not (folder / "config.json").is_file():
+        raise TkError(f"{folder} has no config.json: it is no model folder")
+    facts = read_json(folder / "config.json")
+    name = CLASSES.get(str(facts.get("model_type"))) if isinstance(facts, dict) else None
+    if name is None:
+        raise TkError(
+            f"{folder} is not a GroundingDINO model", expected="model_type " + " or ".join(CLASSES)
+        )
+    try:
+        with quiet():
+            network, info = getattr(transformers, name).from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                attn_implementation=ATTENTION,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers, safetensors and torch raise a dozen types
+        raise TkError(
+            f"the weights in {folder} cannot be loaded as {name}",
+            found=" ".join(str(error).split())[:300],
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise TkError(f"{folder} lacks weights of {name}", found="no " + ", ".join(missing[:5]))
+    return network
+
+
+def write_model(
+    folder: Path, start: Start, weights: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """Write a Hugging Face folder, whole or not at all.
+
+    Args:
+        folder: is replaced.
+        start: what the training began with.
+        weights: state dict of the trained `start.network`.
+        facts: go into `training.json`; `size` is the side of the canvas in pixels.
+    """
+    network = build(start.network.config)
+    kept = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
+    network.load_state_dict(kept)
+    with torch.no_grad():
+        # Heads that share a tensor have several names in a state dict, and an average one only.
+        for name, parameter in network.named_parameters():
+            parameter.copy_(kept[name])
+    with quiet(), atomic_folder(folder, overwrite=True) as temporary:
+        network.save_pretrained(temporary)
+        start.words.save_pretrained(temporary)
+        edges = {"shortest_edge": facts["size"], "longest_edge": facts["size"]}
+        write_json(temporary / PREPROCESSING, start.preprocessing | {"size": edges})
+        write_json(temporary / FACTS, facts)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors makes its files private
+
+
+def remove_model(folder: Path) -> None:
+    """Remove what an older training wrote."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hush the bars and reports of transformers; errors are raised all the same."""
+    from transformers.utils import logging
+
+    voice: Any = logging  # its functions carry no types
+    level, bars = voice.get_verbosity(), voice.is_progress_bar_enabled()
+    voice.set_verbosity(CRITICAL)
+    voice.disable_progress_bar()
+    try:
+        yield
+    finally:
+        voice.set_verbosity(level)
+        if bars:
+            voice.enable_progress_bar()

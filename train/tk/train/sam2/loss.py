@@ -1,0 +1,137 @@
+"""Loss of SAM-2's masks as its authors train them: focal, Dice, predicted IoU, object score.
+
+A box gets several masks. The one that fits best learns, so that the others may mean other things;
+the predicted IoU of every mask learns, because it decides which mask is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALPHA, GAMMA = 0.25, 2.0
+"""Weight of object pixels in the focal loss, and how little easy pixels count."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the terms; the defaults are those of SAM-2."""
+
+    focal: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the decoder says of N boxes, M masks each.
+
+    Attributes:
+        logits: (N, M, h, w) float32, object above 0.
+        iou: (N, M) float32 0..1, predicted.
+        score: (N, 1) float32, logit of "there is an object".
+    """
+
+    logits: Tensor
+    iou: Tensor
+    score: Tensor
+
+    def enlarged(self, side: int) -> Predictions:
+        """The same with logits of `side` x `side` pixels."""
+        logits = F.interpolate(self.logits, (side, side), mode="bilinear", align_corners=False)
+        return replace(self, logits=logits)
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Focal loss of each mask, mean over its pixels.
+
+    Args:
+        logits: (N, M, h, w) float32.
+        target: (N, 1, h, w) float32 0..1, share of the pixel that the object covers.
+
+    Returns:
+        (N, M) float32.
+    """
+    target = target.expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    share = logits.sigmoid()
+    right = share * target + (1 - share) * (1 - target)
+    balance = ALPHA * target + (1 - ALPHA) * (1 - target)
+    return (balance * (1 - right) ** GAMMA * entropy).flatten(2).mean(dim=2)
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of each mask; arguments and result as `focal_loss`."""
+    share, target = logits.sigmoid().flatten(2), target.flatten(2)
+    shared = (share * target).sum(dim=2)
+    return 1 - (2 * shared + 1) / (share.sum(dim=2) + target.sum(dim=2) + 1)
+
+
+def measured_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of `logits > 0` with pixels covered by half or more, `(N, M) float32`; empty ones: 0."""
+    found, true = (logits > 0).flatten(2), (target >= 0.5).flatten(2)
+    shared = (found & true).sum(dim=2).float()
+    return shared / (found | true).sum(dim=2).float().clamp(min=1)
+
+
+def filled_boxes(boxes: Tensor, canvas: int, cells: int) -> Tensor:
+    """Masks of everything that lies in a box.
+
+    Args:
+        boxes: (N, 4) float32 xyxy, canvas pixels.
+        canvas: its side, pixels.
+        cells: side of a mask.
+
+    Returns:
+        (N, cells, cells) float32 0..1, share of each cell that the box covers.
+    """
+    edges = boxes * (cells / canvas)
+    start = torch.arange(cells, device=boxes.device, dtype=boxes.dtype)
+
+    def covered(low: Tensor, high: Tensor) -> Tensor:
+        shared = torch.minimum(start + 1, high[:, None]) - torch.maximum(start, low[:, None])
+        return shared.clamp(0, 1)
+
+    across, down = covered(edges[:, 0], edges[:, 2]), covered(edges[:, 1], edges[:, 3])
+    return down[:, :, None] * across[:, None, :]
+
+
+def sam2_loss(
+    found: Predictions, target: Tensor, weights: Weights, spread: float = 0.0
+) -> dict[str, Tensor]:
+    """Loss of a batch of boxes, each weighing the same.
+
+    Args:
+        found: of N boxes.
+        target: (N, h, w) float32 0..1; a box whose mask is zero everywhere has no object, and only
+            its score learns.
+        weights: of the terms.
+        spread: 0: the best mask of a box learns alone; 1: all do alike.
+
+    Returns:
+        `loss` and its terms before weighting, and `overlap`, the IoU of the masks that a user
+        would get (those of the highest predicted IoU).
+    """
+    target = target[:, None]
+    focal, dice = focal_loss(found.logits, target), dice_loss(found.logits, target)
+    overlap = measured_iou(found.logits.detach(), target)
+    errors = (found.iou - overlap).abs().mean(dim=1)
+    best = (weights.focal * focal + weights.dice * dice).argmin(dim=1, keepdim=True)
+
+    def of_masks(losses: Tensor) -> Tensor:
+        return (1 - spread) * losses.gather(1, best)[:, 0] + spread * losses.mean(dim=1)
+
+    present = (target > 0).flatten(1).any(dim=1).float()
+    terms = {
+        "focal": (of_masks(focal) * present).mean(),
+        "dice": (of_masks(dice) * present).mean(),
+        "iou": (errors * present).mean(),
+        "score": F.binary_cross_entropy_with_logits(found.score[:, 0], present),
+    }
+    total = sum(getattr(weights, name) * value for name, value in terms.items())
+    chosen = overlap.gather(1, found.iou.argmax(dim=1, keepdim=True))
+    return {"loss": torch.as_tensor(total), **terms, "overlap": chosen.mean()}

@@ -1,0 +1,137 @@
+"""A small SAM-2 of random weights, for small data and few cores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Sam2Config as LibraryConfig
+from transformers import Sam2Model
+
+WIDTHS = (24, 48, 96, 128)
+"""Channels at 1/4, 1/8, 1/16 and 1/32 of the canvas."""
+BLOCKS = (1, 1, 3, 1)
+WINDOWS = (8, 4, 8, 4)
+WHOLE = (3,)
+"""Blocks that look at the whole picture."""
+HIDDEN = 96
+"""Channels of pyramid and decoder; a pixel of a mask is made from an eighth of it."""
+
+
+LOWEST, HIGHEST = 1 / 8, 8.0
+"""Waves of the position encoding over half the canvas."""
+
+
+def small_config(side: int) -> LibraryConfig:
+    """Configuration of the library's class.
+
+    Args:
+        side: of the canvas, pixels.
+    """
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": WIDTHS[0],
+        "num_attention_heads": 1,
+        "image_size": [side, side],
+        "blocks_per_stage": list(BLOCKS),
+        "embed_dim_per_stage": list(WIDTHS),
+        "num_attention_heads_per_stage": [1, 2, 4, 4],
+        "window_size_per_stage": list(WINDOWS),
+        "global_attention_blocks": list(WHOLE),
+        "mlp_ratio": 3.0,
+    }
+    vision = {
+        "backbone_config": backbone,
+        "backbone_channel_list": list(WIDTHS[::-1]),
+        "backbone_feature_sizes": [[side // step, side // step] for step in (4, 8, 16)],
+        "fpn_hidden_size": HIDDEN,
+    }
+    return LibraryConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": HIDDEN, "image_size": side},
+        mask_decoder_config={
+            "hidden_size": HIDDEN,
+            "mlp_dim": 2 * HIDDEN,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": HIDDEN,
+        },
+    )
+
+
+def small_model(side: int) -> Sam2Model:
+    """The library's model with random weights from torch's global generator."""
+    made: Any = Sam2Model(small_config(side))
+    model: Sam2Model = made
+    with torch.no_grad():
+        _draw(model)
+        _place(model)
+        _listen(model)
+    return model
+
+
+def _draw(model: Sam2Model) -> None:
+    """Draw weights that keep the size of a signal.
+
+    The library's spread of 0.02 waits for released weights to overwrite it: at these widths every
+    layer would shrink its signal fivefold.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    nn.init.normal_(model.prompt_encoder.point_embed.weight, std=0.3)
+    nn.init.normal_(model.prompt_encoder.no_mask_embed.weight, std=0.1)
+
+
+def _place(model: Sam2Model) -> None:
+    """Waves along x and along y instead of random directions.
+
+    "Right of the left edge" is a sum of few such waves and of very many slanted ones, which a
+    wide model has and a small one lacks. The two copies of the matrix must be equal, as they are
+    in released weights.
+    """
+    count = HIDDEN // 4
+    waves = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), count)
+    matrix = torch.zeros(2, 2 * count)
+    matrix[0, :count], matrix[1, count:] = waves, waves
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(matrix)
+    model.shared_image_embedding.positional_embedding.copy_(matrix)
+
+
+def _listen(model: Sam2Model) -> None:
+    """Let the box reach the pixels from the first step on.
+
+    With an ordinary draw attention is nearly uniform, so every token becomes the mean of all and
+    every pixel hears the same of the box: training then stays for a thousand steps and more at
+    masks that do not depend on the box. Here a token first keeps what it is, what the picture
+    adds to it is quiet, and a pixel attends to the corners that lie at its own place.
+    """
+    transformer: Any = model.mask_decoder.transformer
+    for index, layer in enumerate(transformer.layers):
+        own = layer.self_attn
+        if index == 0:
+            # The only attention without a shortcut around it.
+            for projection in (own.q_proj, own.k_proj, own.v_proj, own.o_proj):
+                nn.init.eye_(projection.weight)
+        else:
+            own.o_proj.weight.mul_(0.2)
+        _match_places(layer.cross_attn_token_to_image, 0.1)
+        _match_places(layer.cross_attn_image_to_token, 1.5)
+        layer.mlp.proj_out.weight.mul_(0.2)
+    _match_places(transformer.final_attn_token_to_image, 0.1)
+    for lateral in model.vision_encoder.neck.convs:
+        lateral.weight.mul_(0.3)
+
+
+def _match_places(attention: Any, loudness: float) -> None:
+    """Queries and keys of one place agree; `loudness` scales what is then said."""
+    nn.init.normal_(attention.q_proj.weight, std=1.5 * HIDDEN**-0.5)
+    attention.k_proj.weight.copy_(attention.q_proj.weight)
+    attention.o_proj.weight.mul_(loudness)
