@@ -14,9 +14,9 @@ from tests import tiny_bundles
 from tests.benchmarks import trio
 from typer.testing import CliRunner
 
-from tk.benchmarks.annotator import summarise
 from tk.benchmarks.cli import COMMANDS
-from tk.benchmarks.sources import checkpoint_of
+from tk.benchmarks.sources import source_of
+from tk.benchmarks.summary import REFERENCES, SIDES, summarise
 from tk.benchmarks.timing import PeakMemory, Run, environment, percentile
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.errors import CheckFailed, TkError
@@ -44,57 +44,61 @@ def bundle_of(checkpoint: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["checkpoint_best.pth", "checkpoint_last.pth"])
-def test_checkpoint_of__finds_the_one_the_bundle_was_made_from(
+def test_source_of__finds_the_one_the_bundle_was_made_from(
     run_folder: Path, tmp_path: Path, name: str
 ) -> None:
     bundle = bundle_of(run_folder / name, tmp_path / "bundle")
-    assert checkpoint_of(run_folder, bundle, "detector")[0].name == name
+    assert source_of(run_folder, bundle, "detector")[0].name == name
 
 
-def test_checkpoint_of__foreign_checkpoint_is_refused(run_folder: Path, tmp_path: Path) -> None:
+def test_source_of__foreign_checkpoint_is_refused(run_folder: Path, tmp_path: Path) -> None:
     bundle = bundle_of(run_folder / "checkpoint_best.pth", tmp_path / "bundle")
     for file in run_folder.iterdir():
         file.write_bytes(b"trained further")
     with pytest.raises(TkError, match="not made from the checkpoint given"):
-        checkpoint_of(run_folder, bundle, "detector")
+        source_of(run_folder, bundle, "detector")
 
 
-def test_checkpoint_of__bundle_without_a_source_is_refused(
-    run_folder: Path, tiny_world: Path
-) -> None:
+def test_source_of__bundle_without_a_source_is_refused(run_folder: Path, tiny_world: Path) -> None:
     with pytest.raises(TkError, match="not made from the checkpoint given"):
-        checkpoint_of(run_folder, tiny_world / "bundles" / "detector", "detector")
+        source_of(run_folder, tiny_world / "bundles" / "detector", "detector")
 
 
-def test_checkpoint_of__empty_run_is_refused(tmp_path: Path, tiny_world: Path) -> None:
+def test_source_of__empty_run_is_refused(tmp_path: Path, tiny_world: Path) -> None:
     with pytest.raises(TkError, match="holds no checkpoint"):
-        checkpoint_of(tmp_path, tiny_world / "bundles" / "detector", "detector")
+        source_of(tmp_path, tiny_world / "bundles" / "detector", "detector")
 
 
 def timed(seconds: float, encode: float, engine: float | None = None) -> Run:
     """A pass over two pictures."""
     stages = dict.fromkeys(STAGES, 0.1) | {"encode": encode}
-    return Run(seconds, stages, [seconds / 4, seconds * 3 / 4], engine, 5_000_000)
+    images = [seconds / 4, seconds * 3 / 4]
+    return Run(seconds, stages, images, engine, 5_000_000, 2 * seconds, engine)
 
 
 def test_summarise__figures_in_closed_form() -> None:
     runs = {
-        "pytorch": [timed(8.0, 4.0), timed(9.0, 4.0), timed(10.0, 5.0)],
+        "sequential": [timed(8.0, 4.0), timed(9.0, 4.0), timed(10.0, 5.0)],
+        "batched": [timed(4.0, 0.5), timed(4.0, 0.5), timed(4.0, 0.5)],
         "tk": [timed(2.0, 0.5, 1.0), timed(2.0, 0.5, 1.5), timed(1.0, 0.5, 0.5)],
     }
     summary = summarise(runs, images=2)
 
     rows = {row["stage"]: row for row in summary["rows"]}
+    times = {"sequential_ms": 4500.0, "batched_ms": 2000.0, "tk_ms": 1000.0}
     assert rows["total"] == pytest.approx(
-        {"stage": "total", "pytorch_ms": 4500.0, "tk_ms": 1000.0, "ratio": 4.5}
+        {"stage": "total", **times, "over_sequential": 4.5, "over_batched": 2.0}
     )
-    assert rows["encode"]["ratio"] == pytest.approx(8.0)
-    assert rows["total without encode"]["pytorch_ms"] == pytest.approx(2500.0)
+    assert rows["encode"]["over_sequential"] == pytest.approx(8.0)
+    assert rows["total without encode"]["sequential_ms"] == pytest.approx(2500.0)
     assert rows["total without encode"]["tk_ms"] == pytest.approx(750.0)
-    assert summary["ratio_range"] == pytest.approx([4.0, 10.0])
+    assert summary["ratio_range"]["sequential"] == pytest.approx((4.0, 10.0))
+    assert summary["ratio_range"]["batched"] == pytest.approx((2.0, 4.0))
     assert summary["efficiency"] == pytest.approx(0.5)  # of 0.5, 0.75, 0.5
+    assert summary["overhead"] == pytest.approx(0.75)  # of 1 - 1/4, 1 - 1.5/4, 1 - 0.5/2
     assert summary["engine_ms"] == pytest.approx(500.0)
     assert summary["sides"]["tk"]["images_per_second"] == pytest.approx(1.0)
+    assert summary["sides"]["tk"]["cpu_ms"] == pytest.approx(2000.0)
     assert summary["sides"]["tk"]["samples"] == 6
     assert summary["sides"]["tk"]["peak_rss_mb"] == pytest.approx(5.0)
 
@@ -164,7 +168,7 @@ def arguments(world: Path, out: Path, *more: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_bench__both_chains_find_the_same(world: Path, tmp_path: Path) -> None:
+def test_bench__all_chains_find_the_same(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = CliRunner().invoke(COMMANDS["bench"], arguments(world, out, "--repeats", 2))
 
@@ -172,8 +176,8 @@ def test_bench__both_chains_find_the_same(world: Path, tmp_path: Path) -> None:
     assert "total without encode" in run.output
     results = json.loads((out / "results.json").read_bytes())
     assert results["problems"] == []
-    assert results["equality"]["matched"] > 10
-    assert [len(results["runs"][side]) for side in ("pytorch", "tk")] == [2, 2]
+    assert all(results["equality"][side]["matched"] > 10 for side in REFERENCES)
+    assert [len(results["runs"][side]) for side in SIDES] == [2, 2, 2]
     assert 0 < results["summary"]["efficiency"] < 1
     assert str(tmp_path) not in (out / "results.json").read_text(encoding="utf-8")
     with open(out / "results.csv", encoding="utf-8", newline="") as file:
@@ -183,6 +187,18 @@ def test_bench__both_chains_find_the_same(world: Path, tmp_path: Path) -> None:
 
     again = CliRunner().invoke(COMMANDS["bench"], arguments(world, out))
     assert isinstance(again.exception, TkError) and "exists already" in str(again.exception)
+
+
+@pytest.mark.slow
+def test_bench__fixed_boxes_are_the_same_on_all_sides(world: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke(
+        COMMANDS["bench"],
+        arguments(world, tmp_path / "out", "--repeats", 1, "--fixed-boxes", 7, "--json"),
+    )
+    assert run.exit_code == 0, (run.output, run.exception)
+    for own in json.loads(run.stdout)["equality"].values():
+        assert (own["images"], own["reference"], own["candidate"]) == (7, 42, 42)
+        assert own["matched_share"] == 1.0
 
 
 @pytest.mark.slow

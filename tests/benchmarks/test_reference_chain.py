@@ -15,10 +15,16 @@ from tests import tiny_bundles
 from torch import Tensor, nn
 
 from tk.benchmarks.equality import compare_records
-from tk.benchmarks.reference_chain import ReferenceChain, full_mask, run_lengths
-from tk.benchmarks.sources import Source
+from tk.benchmarks.reference_chain import (
+    ReferenceChain,
+    full_mask,
+    full_masks,
+    run_lengths,
+    run_lengths_at_once,
+)
 from tk.benchmarks.timing import Run
 from tk.benchmarks.tk_chain import run_tk
+from tk.benchmarks.torch_models import Compact, CompactSegmenter, TorchEmbedder, TorchModels
 from tk.runtime.annotate.annotator import AnnotateOptions, Chain, Models
 from tk.runtime.images import find_images
 from tk.runtime.preprocess import CropSpec, ImageSpec
@@ -34,11 +40,13 @@ def test_run_lengths__are_those_of_pycocotools(seed: int) -> None:
     # Column by column on the transposed mask is row by row on the mask.
     packed = coco_mask.frPyObjects({"size": [9, 7], "counts": run_lengths(mask)}, 9, 7)
     assert (coco_mask.decode(packed).T == mask).all()
+    assert run_lengths_at_once(mask) == run_lengths(mask)
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_run_lengths__of_a_flat_mask(value: bool) -> None:
-    assert run_lengths(np.full((2, 3), value)) == ([0, 6] if value else [6])
+    for encode in (run_lengths, run_lengths_at_once):
+        assert encode(np.full((2, 3), value)) == ([0, 6] if value else [6])
 
 
 def test_full_mask__whole_frame_is_cv2_resize() -> None:
@@ -48,6 +56,16 @@ def test_full_mask__whole_frame_is_cv2_resize() -> None:
     found = full_mask(torch.from_numpy(logits), frame, frame, (24, 40)).numpy()
     clear = np.abs(expected) > 1e-5
     assert (found == (expected > 0))[clear].all()
+
+
+def test_full_masks__of_the_whole_picture_are_those_one_by_one() -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 8, 8), np.float32))
+    frames = torch.tensor([[0.0, 0.0, 40.0, 24.0]]).expand(3, -1)
+    regions = torch.tensor([[-9.0, -9, 70, 70], [3.5, 2, 9, 11.5], [41, 2, 60, 9]])
+    found = full_masks(logits, frames, regions, (24, 40))
+    for row, region in enumerate(regions):
+        assert (found[row] == full_mask(logits[row], frames[row], region, (24, 40))).all()
+    assert found[0].any() and found[1].any() and not found[2].any()
 
 
 def test_full_mask__frame_beyond_the_picture_and_region() -> None:
@@ -97,14 +115,14 @@ class MeanColor(nn.Module):
         return nn.functional.normalize(image.float().mean(dim=(1, 2)), dim=1)
 
 
-def blob_sources() -> dict[str, Source]:
+def blob_models() -> TorchModels:
     spec = ImageSpec(SIDE, SIDE)
     crop = CropSpec(margin=0.0, background="mask", fill=(0, 0, 0))
-    return {
-        "detector": Source(BlobDetector(), spec, None, ("blob",), {}),
-        "segmenter": Source(BlobSegmenter(), spec, None, (), {"mask_frame": "canvas"}),
-        "embedder": Source(MeanColor(), spec, crop, (), {}),
-    }
+    return TorchModels(
+        Compact(BlobDetector(), spec, ("blob",)),
+        CompactSegmenter(BlobSegmenter(), spec, None),
+        TorchEmbedder(MeanColor(), spec, crop),
+    )
 
 
 def save(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -124,13 +142,17 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def both(world: Path, photos: Path, out: Path, **options: object) -> tuple[Run, Run]:
+def both(
+    world: Path, photos: Path, out: Path, batched: bool = False, **options: object
+) -> tuple[Run, Run]:
     """Run both chains on the blobs; records are in out/pytorch and out/tk."""
     settings = AnnotateOptions(pictures=False, threads=1, batch_size=2, **options)  # type: ignore[arg-type]
     bundles = world / "bundles"
     models = Models(bundles / "detector", bundles / "segmenter", bundles / "embedder")
     chain = Chain(models, world / "gallery", settings)
-    reference = ReferenceChain(blob_sources(), chain.gallery, chain.threshold, settings)
+    reference = ReferenceChain(
+        blob_models(), chain.gallery, chain.threshold, settings, batched=batched
+    )
     files = find_images(photos)
     runs = (
         reference.run(files, photos, out / "pytorch"),
@@ -140,9 +162,11 @@ def both(world: Path, photos: Path, out: Path, **options: object) -> tuple[Run, 
     return runs
 
 
-@pytest.mark.parametrize("search", ["centroid", "stack"])
-def test_chains__find_the_same(tiny_world: Path, photos: Path, tmp_path: Path, search: str) -> None:
-    both(tiny_world, photos, tmp_path, search=search)
+@pytest.mark.parametrize(("batched", "search"), [(False, "centroid"), (True, "stack")])
+def test_chains__find_the_same(
+    tiny_world: Path, photos: Path, tmp_path: Path, batched: bool, search: str
+) -> None:
+    both(tiny_world, photos, tmp_path, batched, search=search)
 
     reference = load_predictions(tmp_path / "pytorch" / "predictions.json")
     found = load_predictions(tmp_path / "tk" / "predictions.json")
@@ -174,3 +198,4 @@ def test_chains__clocks_add_up(tiny_world: Path, photos: Path, tmp_path: Path) -
         assert sum(run.stages.values()) <= run.seconds
         assert sum(run.images) <= run.seconds
     assert run.engine is not None and 0 < run.engine < run.seconds
+    assert run.engine_cpu is not None and 0 <= run.engine_cpu < run.cpu

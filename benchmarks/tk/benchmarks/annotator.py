@@ -1,33 +1,34 @@
-"""`tk bench annotator`: the annotator against the plain PyTorch chain with the same weights."""
+"""`tk bench annotator`: the annotator against PyTorch chains with the same weights."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from tk.benchmarks.equality import Equality, compare_records
+from tk.benchmarks.fixed_boxes import FixedBoxes
 from tk.benchmarks.quality import Quality, judge
-from tk.benchmarks.reference_chain import STAGES, ReferenceChain
+from tk.benchmarks.reference_chain import ReferenceChain
 from tk.benchmarks.report import write_results
-from tk.benchmarks.sources import open_sources
-from tk.benchmarks.timing import Run, available_cores, environment, percentile
+from tk.benchmarks.sources import open_models
+from tk.benchmarks.summary import REFERENCES, SIDES, summarise
+from tk.benchmarks.timing import Run, available_cores, environment
 from tk.benchmarks.tk_chain import DECODERS, run_tk
+from tk.benchmarks.torch_models import TorchModels
 from tk.runtime.annotate.annotator import AnnotateOptions, Chain, Models
 from tk.runtime.annotate.output import PREDICTIONS
 from tk.runtime.errors import TkError
 from tk.runtime.files import refuse_existing
+from tk.runtime.heads.text_detector import TextOptions
 from tk.runtime.images import find_images
 from tk.runtime.progress import progress
 from tk.runtime.records import load_predictions
-
-SIDES = ("pytorch", "tk")
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,17 @@ class BenchOptions:
         images: a folder of pictures, or one.
         bundles: folder with the bundles detector, segmenter and embedder.
         gallery: as for `tk annotate`.
-        source: folder with the training runs of the same names.
+        source: folder with the training runs, or model folders, of the same names.
         truth: COCO annotations of the pictures, or None.
         predictions: records of `tk annotate` to score against `truth`, all of them; None scores
             what the benchmark itself found.
         limit: only the first so many pictures, 0 for all.
         repeats: passes of each chain, by turns.
         threads: of both sides; 0 takes the cores that this process may use.
-        batch_size: pictures that share a batch in tk; the reference has none.
+        batch_size: pictures that share a batch in tk; the references take one after the other.
+        text: prompt and threshold of a text detector.
+        fixed_boxes: the detector runs, and then so many boxes, the same on all sides, take the
+            place of what it found: for random weights, which find nothing; 0: not.
     """
 
     images: Path
@@ -58,10 +62,12 @@ class BenchOptions:
     repeats: int = 3
     threads: int = 0
     batch_size: int = 4
+    text: TextOptions = field(default_factory=TextOptions)
+    fixed_boxes: int = 0
 
 
 def bench_annotator(out: Path, options: BenchOptions, *, overwrite: bool = False) -> dict[str, Any]:
-    """Time both chains, compare what they find, and write the results.
+    """Time the chains, compare what they find, and write the results.
 
     Args:
         out: gets results.json, results.md, results.csv and stages.png.
@@ -80,17 +86,19 @@ def bench_annotator(out: Path, options: BenchOptions, *, overwrite: bool = False
     files = find_images(options.images)[: options.limit or None]
     threads = options.threads or available_cores()
     facts = environment(threads)
-    sources = open_sources(options.source, options.bundles)
+    models = open_models(options.source, options.bundles, options.text)
     settings = AnnotateOptions(
-        threads=threads, batch_size=options.batch_size, pictures=False, masks=True
+        text=options.text,
+        threads=threads,
+        batch_size=options.batch_size,
+        pictures=False,
+        masks=True,
     )
-    models = Models(*(options.bundles / task for task in ("detector", "segmenter", "embedder")))
-    with closing(Chain(models, options.gallery, settings)) as chain, _TorchThreads(threads):
-        reference = ReferenceChain(sources, chain.gallery, chain.threshold, settings)
-        passes: dict[str, Callable[[Sequence[Path], Path], Run]] = {
-            "pytorch": lambda some, to: reference.run(some, options.images, to),
-            "tk": lambda some, to: run_tk(chain, settings, some, options.images, to),
-        }
+    folders = Models(*(options.bundles / task for task in ("detector", "segmenter", "embedder")))
+    with closing(Chain(folders, options.gallery, settings)) as chain, _TorchThreads(threads):
+        if options.fixed_boxes:
+            chain.detector = FixedBoxes(chain.detector, options.fixed_boxes)
+        passes = _passes(models, chain, settings, options)
         with tempfile.TemporaryDirectory(prefix="tk-bench-") as temporary:
             runs = _take_turns(passes, files, options, Path(temporary))
             equality, quality = _judge(Path(temporary), options)
@@ -99,13 +107,13 @@ def bench_annotator(out: Path, options: BenchOptions, *, overwrite: bool = False
         ]
     results = {
         "benchmark": "annotator",
-        "problems": equality.problems,
+        "problems": [f"{side}: {text}" for side, own in equality.items() for text in own.problems],
         "environment": facts,
         "options": _shareable(options, len(files)),
         "method": _method(options, threads),
         "sessions": sessions,
         "summary": summarise(runs, len(files)),
-        "equality": asdict(equality),
+        "equality": {side: asdict(own) for side, own in equality.items()},
         "quality": quality.to_json() if quality else None,
         "quality_lines": quality.lines() if quality else [],
         "runs": {side: [asdict(run) for run in own] for side, own in runs.items()},
@@ -114,13 +122,32 @@ def bench_annotator(out: Path, options: BenchOptions, *, overwrite: bool = False
     return results
 
 
+def _passes(
+    models: TorchModels, chain: Chain, settings: AnnotateOptions, options: BenchOptions
+) -> dict[str, Callable[[Sequence[Path], Path], Run]]:
+    """Side -> what runs it over files and leaves its records in a folder."""
+
+    def reference(batched: bool) -> Callable[[Sequence[Path], Path], Run]:
+        own = ReferenceChain(
+            *(models, chain.gallery, chain.threshold, settings),
+            batched=batched,
+            boxes=options.fixed_boxes,
+        )
+        return lambda some, to: own.run(some, options.images, to)
+
+    def tk(some: Sequence[Path], to: Path) -> Run:
+        return run_tk(chain, settings, some, options.images, to)
+
+    return dict(zip(SIDES, (reference(False), reference(True), tk), strict=True))
+
+
 def _take_turns(
     passes: dict[str, Callable[[Sequence[Path], Path], Run]],
     files: Sequence[Path],
     options: BenchOptions,
     temporary: Path,
 ) -> dict[str, list[Run]]:
-    """Warm both sides up, then A B A B; records of the last pass stay in `temporary/SIDE`."""
+    """Warm all sides up, then A B C A B C; records of the last pass stay in `temporary/SIDE`."""
     runs: dict[str, list[Run]] = {side: [] for side in passes}
     with progress("bench annotator", len(passes) * (1 + options.repeats)) as bar:
         for side, run in passes.items():
@@ -133,10 +160,13 @@ def _take_turns(
     return runs
 
 
-def _judge(folder: Path, options: BenchOptions) -> tuple[Equality, Quality | None]:
-    reference = load_predictions(folder / "pytorch" / PREDICTIONS)
+def _judge(folder: Path, options: BenchOptions) -> tuple[dict[str, Equality], Quality | None]:
+    """How equal each reference and tk are, and how good tk is."""
     found = load_predictions(folder / "tk" / PREDICTIONS)
-    equality = compare_records(reference, found)
+    equality = {
+        side: compare_records(load_predictions(folder / side / PREDICTIONS), found)
+        for side in REFERENCES
+    }
     if options.truth is None:
         return equality, None
     scored = load_predictions(options.predictions) if options.predictions else found
@@ -157,65 +187,6 @@ class _TorchThreads:
         torch.set_num_threads(self.before)
 
 
-def summarise(runs: dict[str, list[Run]], images: int) -> dict[str, Any]:
-    """Turn raw samples into the figures of the table.
-
-    Args:
-        runs: side -> its passes; equal numbers, taken by turns.
-        images: pictures per pass.
-
-    Returns:
-        `rows`: per stage, and for the total with and without `encode`: milliseconds per picture of
-        each side (median over passes) and their ratio; `ratio_range` of the total over pairs of
-        passes; per side `images_per_second`, `p50_ms`, `p90_ms` and `peak_rss_mb`; `efficiency`.
-    """
-    rows = [_row(stage, runs, images, _of_stage(stage)) for stage in STAGES]
-    rows.append(_row("total", runs, images, lambda run: run.seconds))
-    rows.append(_row("total without encode", runs, images, without_encode))
-    pairs = list(zip(runs["pytorch"], runs["tk"], strict=True))
-    ratios = [a.seconds / b.seconds for a, b in pairs]
-    shares = [(run.engine or 0.0) / run.seconds for run in runs["tk"]]
-    return {
-        "rows": rows,
-        "ratio_range": [min(ratios), max(ratios)],
-        "ratio_range_without_encode": [
-            pick(without_encode(a) / without_encode(b) for a, b in pairs) for pick in (min, max)
-        ],
-        "efficiency": median(shares),
-        "engine_ms": median((run.engine or 0.0) for run in runs["tk"]) / images * 1e3,
-        "sides": {side: _side(own, images) for side, own in runs.items()},
-    }
-
-
-def _of_stage(stage: str) -> Callable[[Run], float]:
-    return lambda run: run.stages[stage]
-
-
-def without_encode(run: Run) -> float:
-    """Wall seconds of a pass less those of writing masks and JSON."""
-    return run.seconds - run.stages["encode"]
-
-
-def _row(
-    name: str, runs: dict[str, list[Run]], images: int, value: Callable[[Run], float]
-) -> dict[str, Any]:
-    pytorch, tk = (median(value(run) for run in runs[side]) / images * 1e3 for side in SIDES)
-    ratio = pytorch / tk if tk else float("nan")
-    return {"stage": name, "pytorch_ms": pytorch, "tk_ms": tk, "ratio": ratio}
-
-
-def _side(runs: Sequence[Run], images: int) -> dict[str, Any]:
-    samples = [seconds * 1e3 for run in runs for seconds in run.images]
-    peaks = [run.peak_rss for run in runs if run.peak_rss is not None]
-    return {
-        "images_per_second": images / median(run.seconds for run in runs),
-        "p50_ms": percentile(samples, 50),
-        "p90_ms": percentile(samples, 90),
-        "samples": len(samples),
-        "peak_rss_mb": max(peaks) / 1e6 if peaks else None,
-    }
-
-
 def _shareable(options: BenchOptions, images: int) -> dict[str, Any]:
     """Options without the folders above: results are meant to be passed on."""
     values = asdict(options)
@@ -224,18 +195,25 @@ def _shareable(options: BenchOptions, images: int) -> dict[str, Any]:
 
 
 def _method(options: BenchOptions, threads: int) -> list[str]:
+    boxes = (
+        f"every detector runs; then {options.fixed_boxes} boxes, the same on all sides, take the "
+        "place of what it found (random weights find nothing)"
+    )
     return [
-        "pytorch: the same weights in float32 PyTorch eager, one picture, one box and one crop at "
-        "a time, masks of full size, run lengths coded pixel by pixel in Python",
+        "sequential: the same weights in float32 PyTorch eager, one picture, one box and one crop "
+        "at a time, masks of full size, run lengths coded pixel by pixel in Python",
+        "batched: the same, all boxes and all crops of a picture in one call, run lengths by numpy",
         f"tk: the stages of `tk annotate`, groups of {options.batch_size} pictures",
-        f"both in one process with {threads} threads, by turns (A B A B), {options.repeats} "
+        *([boxes] if options.fixed_boxes else []),
+        f"all in one process with {threads} threads, by turns (A B C A B C), {options.repeats} "
         f"passes each after a warm-up on the first {options.batch_size} pictures; medians over "
         "passes, no sample left out",
-        f"included: reading and decoding files (tk reads up to {DECODERS} at once, pytorch one), "
+        f"included: reading and decoding files (tk reads up to {DECODERS} at once, PyTorch one), "
         "all stages, writing predictions.json with masks; not included: loading models, drawing",
-        "`encode` is run lengths, JSON and writing; the pixel loop of the reference alone would "
-        "flatter tk, so the total is given without it too",
+        "`encode` is run lengths, JSON and writing; the pixel loop of the sequential chain alone "
+        "would flatter tk, so the total is given without it too",
         "a picture of tk counts its equal share of its group's time: p50 and p90 of tk are of "
-        "groups; efficiency is time inside engines / wall time of tk",
-        "peak memory is above the level at the start of a pass; models of both sides are loaded",
+        "groups; efficiency is time inside engines / wall time of tk, overhead is CPU time of tk "
+        "outside engines / all of its CPU time",
+        "peak memory is above the level at the start of a pass; models of all sides are loaded",
     ]

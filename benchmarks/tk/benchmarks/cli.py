@@ -21,7 +21,8 @@ def annotator(
     ],
     gallery: Annotated[Path, typer.Option(help="Gallery, as for `tk annotate`.")],
     source: Annotated[
-        Path, typer.Option(help="Folder with the training runs the bundles were made from.")
+        Path,
+        typer.Option(help="Folder with the runs, or models, the bundles were made from."),
     ],
     truth: Annotated[
         Path | None, typer.Option(help="COCO annotations of the photos: score tk against them.")
@@ -36,21 +37,32 @@ def annotator(
         int, typer.Option(min=0, help="CPU threads of both sides, 0 for all cores.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that share a batch in tk.")] = 4,
+    prompt: Annotated[
+        str | None, typer.Option(help="For a text detector, as for `tk annotate`.")
+    ] = None,
+    fixed_boxes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="So many boxes instead of what the detector found (it runs all the same): for "
+            "random weights. 0: what it finds.",
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Time `tk annotate` stage by stage against plain PyTorch with the same weights.
+    """Time `tk annotate` stage by stage against two PyTorch chains with the same weights.
 
-    Both find the same objects, or the exit code is 1. Writes OUT/results.json (raw samples),
-    results.md, results.csv and stages.png. PyTorch must be installed.
+    sequential: one box, one crop at a time, as scripts do it; batched: all boxes and crops of a
+    photo at once. All find the same objects, or the exit code is 1. Writes OUT/results.json (raw
+    samples), results.md, results.csv and stages.png. PyTorch must be installed.
 
     Example: tk bench annotator bench --images scenes/test/images --bundles demo/bundles
     --gallery demo/gallery --source demo/runs --truth scenes/test/annotations.json
     """
     _need("torch", "torchvision", "timm", "matplotlib")
     from tk.benchmarks.annotator import BenchOptions, bench_annotator
-    from tk.benchmarks.report import table
-    from tk.runtime.errors import CheckFailed
+    from tk.runtime.heads.text_detector import TextOptions
 
     options = BenchOptions(
         images,
@@ -63,17 +75,55 @@ def annotator(
         repeats,
         threads,
         batch_size,
+        TextOptions(prompt),
+        fixed_boxes,
     )
     results = bench_annotator(out, options, overwrite=overwrite)
-    if as_json:
-        _print_json(results)
-    else:
-        print("\n".join(table(results)))
-        print(f"results: {out}/results.md, results.json, results.csv, stages.png")
-    if results["problems"]:
-        raise CheckFailed(
-            "the two chains do not find the same", found="; ".join(results["problems"])
-        )
+    _show(results, out, as_json)
+
+
+@bench.command()
+def chain(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder for scenes, models and bundles; used again. [3 GB]")
+    ],
+    images: Annotated[int, typer.Option(min=1, help="Generated scenes to time.")] = 8,
+    image_size: Annotated[int, typer.Option(min=256, help="Their longer side, px.")] = 1600,
+    boxes: Annotated[int, typer.Option(min=1, help="Boxes per scene, on all sides.")] = 11,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes of each chain, by turns.")] = 3,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of all sides, 0 for all cores.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that share a batch in tk.")] = 4,
+    small: Annotated[bool, typer.Option("--small", help="Models of a few MB instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Time GroundingDINO-T, SAM-2.1-tiny and DINOv3 ViT-S in their real sizes, random weights.
+
+    Speed and memory do not depend on the weights, so nothing is fetched. Makes scenes, models,
+    bundles (proved against PyTorch) and a gallery in WORK, then does what `tk bench annotator`
+    does, with the same boxes in every scene.
+
+    Example: tk bench chain OUT --work WORK --images 8
+    """
+    _need("torch", "torchvision", "timm", "transformers", "matplotlib")
+    from tk.benchmarks.chain import bench_chain
+
+    results = bench_chain(
+        out,
+        work,
+        images=images,
+        image_size=image_size,
+        boxes=boxes,
+        repeats=repeats,
+        threads=threads,
+        batch_size=batch_size,
+        small=small,
+        overwrite=overwrite,
+    )
+    _show(results, out, as_json)
 
 
 @bench.command()
@@ -154,6 +204,20 @@ def _print_json(results: dict[str, Any]) -> None:
 
     shown = {key: value for key, value in results.items() if key != "runs"}
     print(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
+
+
+def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print the results of chains; chains that find different things are a failed check."""
+    from tk.benchmarks.report import table
+    from tk.runtime.errors import CheckFailed
+
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json, results.csv, stages.png")
+    if results["problems"]:
+        raise CheckFailed("the chains do not find the same", found="; ".join(results["problems"]))
 
 
 def _need(*modules: str) -> None:

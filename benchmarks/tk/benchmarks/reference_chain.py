@@ -1,9 +1,11 @@
-"""The annotator as a plain script would do it: PyTorch eager, one picture, one box, one crop.
+"""The annotator as scripts do it: PyTorch eager, one picture after the other.
 
-This is the structure of the annotator that `tk annotate` replaces, with the same weights,
-thresholds and rules: what it finds is what `tk` must find. It shares with `tk` what defines a
-model's input (decoding, letterbox, crop) and the assignment, and does everything else with the
-operations of PyTorch, torchvision and Python, so it is also an independent check of tk's own.
+Sequential is the structure of the annotator that `tk annotate` replaces: one box, one crop at a
+time, run lengths pixel by pixel. Batched is what a careful programmer makes of it: all boxes of a
+picture in one call, all crops in one, run lengths by numpy. Weights, thresholds and rules are the
+same: what they find is what `tk` must find. They share with `tk` what defines a model's input
+(decoding, letterbox, crop) and the assignment, and do everything else with the operations of
+PyTorch, torchvision and Python, so they are also an independent check of tk's own.
 """
 
 from __future__ import annotations
@@ -11,19 +13,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tk.benchmarks.sources import Source
+from tk.benchmarks.fixed_boxes import fixed_boxes
 from tk.benchmarks.timing import PeakMemory, Run, Stopwatch
+from tk.benchmarks.torch_models import TorchModels, grown
 from tk.runtime.annotate.annotator import AnnotateOptions
 from tk.runtime.annotate.output import PREDICTIONS
 from tk.runtime.assign import assign_classes
@@ -32,7 +36,7 @@ from tk.runtime.gallery.gallery import Gallery
 from tk.runtime.heads.segmenter import REGION_MARGIN
 from tk.runtime.images import read_image, relative_name
 from tk.runtime.masks import BoxMask
-from tk.runtime.preprocess import CropSpec, Image, Placement, cut_crop, fit
+from tk.runtime.preprocess import Image, cut_crop
 from tk.runtime.records import UNKNOWN
 
 STAGES = ("decode", "detect", "segment", "embed", "assign", "encode")
@@ -56,26 +60,29 @@ class Object:
 
 
 class ReferenceChain:
-    """The sequential chain.
+    """A chain in PyTorch.
 
     Args:
-        sources: task -> model.
+        models: detector, segmenter, embedder.
         gallery: prototypes.
         threshold: least similarity of an accepted class.
         options: thresholds and modes; what concerns batches and engines is not used.
+        batched: all boxes and all crops of a picture at once, instead of one by one.
+        boxes: the detector runs, and then so many boxes take the place of what it found; 0: not.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
+        models: TorchModels,
         gallery: Gallery,
         threshold: float,
         options: AnnotateOptions,
+        *,
+        batched: bool = False,
+        boxes: int = 0,
     ) -> None:
-        self.detector = sources["detector"]
-        self.segmenter = sources["segmenter"]
-        self.embedder = sources["embedder"]
-        self.gallery, self.threshold, self.options = gallery, threshold, options
+        self.models, self.gallery, self.threshold = models, gallery, threshold
+        self.options, self.batched, self.boxes = options, batched, boxes
 
     @torch.inference_mode()
     def run(self, files: Sequence[Path], folder: Path, out: Path) -> Run:
@@ -89,7 +96,7 @@ class ReferenceChain:
         watch, memory = Stopwatch(STAGES), PeakMemory()
         per_image: list[float] = []
         memory.reset()
-        started = time.perf_counter()
+        cpu, started = time.process_time(), time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
         with open(out / PREDICTIONS, "w", encoding="utf-8") as file:
             for index, path in enumerate(files):
@@ -97,14 +104,15 @@ class ReferenceChain:
                 record, objects = self._picture(path, relative_name(path, folder), watch)
                 with watch.stage("encode"):
                     file.write(",\n" if index else "[\n")
-                    _write_record(file, record, objects)
+                    self._write(file, record, objects)
                 per_image.append(time.perf_counter() - begun)
             with watch.stage("encode"):
                 file.write("\n]\n")
                 file.flush()
                 os.fsync(file.fileno())  # as tk does, whose result survives a power cut
         seconds = time.perf_counter() - started
-        return Run(seconds, watch.seconds, per_image, None, memory.above_start())
+        cpu = time.process_time() - cpu
+        return Run(seconds, watch.seconds, per_image, None, memory.above_start(), cpu)
 
     def _picture(
         self, path: Path, name: str, watch: Stopwatch
@@ -121,7 +129,7 @@ class ReferenceChain:
         with watch.stage("segment"):
             objects = self.segment(image, boxes, scores, words)
         with watch.stage("embed"):
-            embeddings = [self.embed(image, thing) for thing in objects]
+            embeddings = self.embed(image, objects)
         with watch.stage("assign"):
             record["detections"] = self.name(objects, embeddings)
         return record, objects
@@ -135,24 +143,24 @@ class ReferenceChain:
         Returns:
             (N, 4) float32 xyxy in pixels of the picture, best first; N scores; N names.
         """
-        canvas, placement = fit(self.detector.image, image)
-        boxes, scores = (output[0] for output in self.detector.model(_batch(canvas)))
-        score, label = scores.max(dim=1)
-        scale, offset = _placement(placement)
-        height, width = image.shape[:2]
-        boxes = torchvision.ops.clip_boxes_to_image((boxes - offset) / scale, (height, width))
         options = self.options.detector
-        sides = boxes[:, 2:] - boxes[:, :2]
-        keep = (score >= options.box_threshold) & (sides > 0).all(dim=1)
-        boxes, score, label = boxes[keep], score[keep], label[keep]
-        kept = torchvision.ops.nms(boxes, score, options.nms_iou)[: options.most]
-        words = [self.detector.classes[index] for index in label[kept].tolist()]
-        return boxes[kept], score[kept].tolist(), words
+        boxes, score, words = self.models.detector.propose(image, options.box_threshold)
+        height, width = image.shape[:2]
+        boxes = torchvision.ops.clip_boxes_to_image(boxes, (height, width))
+        some = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero()[:, 0]
+        sides = boxes[some, 2:] - boxes[some, :2]
+        weight = sides.prod(dim=1) if options.nms_by == "area" else score[some]
+        kept = torchvision.ops.nms(boxes[some], weight, options.nms_iou)
+        rows = some[kept[score[some][kept].argsort(descending=True, stable=True)]][: options.most]
+        if self.boxes:
+            given = fixed_boxes(self.boxes, height, width)
+            return torch.from_numpy(given.boxes), given.scores.tolist(), list(given.words)
+        return boxes[rows], score[rows].tolist(), [words[row] for row in rows.tolist()]
 
     def segment(
         self, image: Image, boxes: Tensor, scores: list[float], words: list[str]
     ) -> list[Object]:
-        """Cut out every box: the encoder once, the decoder box by box, masks of full size.
+        """Cut out every box: the encoder once, the decoder box by box or at once.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -161,48 +169,45 @@ class ReferenceChain:
             words: N.
 
         Returns:
-            The objects whose mask is not empty.
+            The objects whose mask is not empty; masks have the size of the picture.
         """
         objects: list[Object] = []
         if not len(boxes):
             return objects
-        canvas, placement = fit(self.segmenter.image, image)
-        scale, offset = _placement(placement)
-        pixels = self.segmenter.model.encode(_batch(canvas))
-        for box, score, word in zip(boxes, scores, words, strict=True):
-            on_canvas = box * scale + offset
-            logits, _ = self.segmenter.model.decode(pixels, on_canvas[None])
-            frame = (self._frame(on_canvas) - offset) / scale
-            mask = full_mask(logits[0], frame, _region(box), image.shape[:2]).numpy()
-            rows, columns = np.where(mask)
+        segmenter = self.models.segmenter
+        features = segmenter.encode(image)
+        together = [boxes] if self.batched else [box[None] for box in boxes]
+        decoded = [segmenter.decode(features, some) for some in together]
+        masks = [
+            full_masks(logits, frames, grown(some, REGION_MARGIN), image.shape[:2])
+            for some, (logits, frames) in zip(together, decoded, strict=True)
+        ]
+        for mask, score, word in zip(torch.cat(masks).numpy(), scores, words, strict=True):
+            rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
             if not len(rows):
                 continue
-            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             objects.append(Object(np.asarray(edges, np.float32), mask, score, word))
         return objects
 
-    def _frame(self, box: Tensor) -> Tensor:
-        """Rectangle that the logits of a mask cover, canvas pixels: (4,) float32 xyxy."""
-        spec, settings = self.segmenter.image, self.segmenter.settings
-        if settings["mask_frame"] == "canvas":
-            return torch.tensor([0.0, 0.0, spec.width, spec.height])
-        return _grown(box, settings["frame_margin"])
-
-    def embed(self, image: Image, thing: Object) -> NDArray[np.float32]:
-        """Embed one object.
+    def embed(self, image: Image, objects: Sequence[Object]) -> list[NDArray[np.float32]]:
+        """Embed objects, one by one or at once.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            thing: what to cut out of it.
+            objects: what to cut out of it.
 
         Returns:
-            (D,) float32, unit length.
+            (D,) float32, unit length, for each.
         """
         height, width = image.shape[:2]
-        spec = self.embedder.crop or CropSpec()
-        crop = cut_crop(image, thing.box, spec, BoxMask(0, 0, thing.mask, height, width))
-        canvas = fit(self.embedder.image, crop)[0]
-        return np.asarray(self.embedder.model(_batch(canvas))[0].numpy(), np.float32)
+        embedder = self.models.embedder
+        crops = [
+            cut_crop(image, thing.box, embedder.crop, BoxMask(0, 0, thing.mask, height, width))
+            for thing in objects
+        ]
+        together = [crops] if self.batched and crops else [[crop] for crop in crops]
+        return [row.numpy() for some in together for row in embedder.embed(some)]
 
     def name(
         self, objects: Sequence[Object], embeddings: Sequence[NDArray[np.float32]]
@@ -228,12 +233,54 @@ class ReferenceChain:
             )
         return detections
 
+    def _write(self, file: IO[str], record: dict[str, Any], objects: Sequence[Object]) -> None:
+        encode = run_lengths_at_once if self.batched else run_lengths
+        for detection, thing in zip(record["detections"], objects, strict=True):
+            size, counts = list(thing.mask.shape), encode(thing.mask)
+            detection["mask_rle"] = {"size": size, "counts": counts, "order": "row-major"}
+        json.dump(record, file)
+
     def _similarity(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine to every class: (C,) float32; a class without references is -1."""
         vectors, labels = self.gallery.vectors(self.options.search)
         best = np.full(len(self.gallery.classes), -1, np.float32)
         np.maximum.at(best, labels, vectors @ embedding)
         return best
+
+
+def full_masks(logits: Tensor, frames: Tensor, regions: Tensor, hw: tuple[int, ...]) -> Tensor:
+    """Bring logits to the resolution of the picture and paste them into masks of its size.
+
+    Args:
+        logits: (N, h, w) float32; above 0 is inside the object.
+        frames: (N, 4) float32 xyxy: the rectangles that they cover, pixels of the picture.
+        regions: (N, 4) float32 xyxy: no mask outside them, pixels of the picture.
+        hw: height and width of the picture.
+
+    Returns:
+        (N, H, W) bool.
+    """
+    whole = torch.tensor([0, 0, hw[1], hw[0]], dtype=torch.float32)
+    if bool((frames == whole).all()):
+        # As the library does it: `post_process_masks` of SAM-2.
+        size = (hw[0], hw[1])
+        values = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        masks = values > 0
+        return torch.stack(
+            [_inside(mask, region) for mask, region in zip(masks, regions, strict=True)]
+        )
+    rows = zip(logits, frames, regions, strict=True)
+    return torch.stack([full_mask(own, frame, region, hw) for own, frame, region in rows])
+
+
+def _inside(mask: Tensor, region: Tensor) -> Tensor:
+    """A mask (H, W) bool that is empty outside a region (4,) xyxy."""
+    kept = torch.zeros_like(mask)
+    low = region[:2].floor().clamp(min=0).int().tolist()
+    high = region[2:].ceil().int().tolist()
+    rows, columns = slice(low[1], max(high[1], 0)), slice(low[0], max(high[0], 0))
+    kept[rows, columns] = mask[rows, columns]
+    return kept
 
 
 def full_mask(logits: Tensor, frame: Tensor, region: Tensor, hw: tuple[int, ...]) -> Tensor:
@@ -257,7 +304,7 @@ def full_mask(logits: Tensor, frame: Tensor, region: Tensor, hw: tuple[int, ...]
     x = (torch.arange(x0, x1) + 0.5 - frame[0]) / sides[0] * 2 - 1
     y = (torch.arange(y0, y1) + 0.5 - frame[1]) / sides[1] * 2 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
-    values = torch.nn.functional.grid_sample(
+    values = F.grid_sample(
         logits[None, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )
     # The frame is computed whole, as for SAM-2's canvas; then only the region is pasted.
@@ -288,28 +335,13 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     return counts
 
 
-def _write_record(file: IO[str], record: dict[str, Any], objects: Sequence[Object]) -> None:
-    for detection, thing in zip(record["detections"], objects, strict=True):
-        size = list(thing.mask.shape)
-        counts = run_lengths(thing.mask)
-        detection["mask_rle"] = {"size": size, "counts": counts, "order": "row-major"}
-    json.dump(record, file)
+def run_lengths_at_once(mask: NDArray[np.bool_]) -> list[int]:
+    """Row-major run lengths, zeros first, from the places where neighbours differ.
 
-
-def _batch(canvas: Image) -> Tensor:
-    return torch.from_numpy(canvas)[None]
-
-
-def _placement(placement: Placement) -> tuple[Tensor, Tensor]:
-    """Scale and offset of a letterbox for xyxy boxes: canvas = picture * scale + offset."""
-    return torch.tensor(placement.scale * 2), torch.tensor(placement.offset * 2)
-
-
-def _region(box: Tensor) -> Tensor:
-    return _grown(box, REGION_MARGIN)
-
-
-def _grown(box: Tensor, margin: float) -> Tensor:
-    """A box whose sides were moved outwards by a share of its longer side: (4,) float32."""
-    step = (box[2:] - box[:2]).max() * margin
-    return torch.cat([box[:2] - step, box[2:] + step])
+    Args:
+        mask: (H, W) bool.
+    """
+    flat = mask.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return [*([0] if flat[0] else []), *counts.tolist()]

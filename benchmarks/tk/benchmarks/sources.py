@@ -1,62 +1,64 @@
-"""Checkpoints and the bundles that were made from them: the same weights on both sides."""
+"""The PyTorch models that bundles were made from: the same weights on both sides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.torch_models import (
+    Compact,
+    CompactSegmenter,
+    GroundingDino,
+    Sam2,
+    TorchDetector,
+    TorchEmbedder,
+    TorchModels,
+    TorchSegmenter,
+)
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError
 from tk.runtime.files import sha256_file
-from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.runtime.heads.text_detector import TextOptions
+from tk.runtime.preprocess import CropSpec
 
 CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
+MODEL_FOLDER = "model"
+"""Where a run of a library's model has it."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A PyTorch model in float32 and evaluation mode, and what its checkpoint says.
-
-    Attributes:
-        model: the network, as its training wrote it.
-        image: the canvas that it sees.
-        crop: how objects are cut out for it.
-        classes: of its class axis.
-        settings: of the bundle: which rectangle the logits of a mask cover.
-    """
-
-    model: Any
-    image: ImageSpec
-    crop: CropSpec | None
-    classes: tuple[str, ...]
-    settings: dict[str, Any]
-
-
-def checkpoint_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
-    """Find the checkpoint of a run folder that a bundle was made from.
+def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
+    """Find what a bundle was made from.
 
     Args:
-        run: a run folder of `tk train`, or a checkpoint.
+        run: a run folder of `tk train`, a checkpoint, or a Hugging Face folder.
         bundle: what `tk export` made of it.
         task: of both.
 
+    Returns:
+        The checkpoint or folder, and the bundle.
+
     Raises:
-        TkError: no checkpoint there, or the bundle was made from another one.
+        TkError: nothing there, or the bundle was made from something else.
     """
-    there = [run] if run.is_file() else [run / name for name in CHECKPOINTS]
-    there = [path for path in there if path.is_file()]
+    from tk.export.write import identity
+
+    candidates = [run] if run.is_file() else [run / name for name in CHECKPOINTS]
+    there = [path for path in candidates if path.is_file()]
+    there += [path for path in (run, run / MODEL_FOLDER) if (path / "config.json").is_file()]
     if not there:
         raise TkError(
             f"{run} holds no checkpoint",
-            expected=" or ".join(CHECKPOINTS),
+            expected=" or ".join(CHECKPOINTS) + ", or a Hugging Face folder with config.json",
             fix="--source takes the folder with the runs detector/, segmenter/ and embedder/",
         )
     opened = Bundle.open(bundle, task)
     wanted = str(opened.manifest.source.get("sha256", ""))
-    hashes = {path: sha256_file(path) for path in there}
+    hashes = {path: str(identity(path)["sha256"]) for path in there}
     for path, digest in hashes.items():
-        if digest == wanted:
+        # Of a folder, an export names all of it or its only file of weights.
+        files = path.glob("*.safetensors") if path.is_dir() else ()
+        if wanted in (digest, *(sha256_file(file) for file in files)):
             return path, opened
     raise TkError(
         f"the {task} bundle was not made from the checkpoint given: nothing could be compared",
@@ -66,38 +68,72 @@ def checkpoint_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
     )
 
 
-def open_sources(runs: Path, bundles: Path) -> dict[str, Source]:
+def open_models(runs: Path, bundles: Path, text: TextOptions) -> TorchModels:
     """Load the three models of a chain, after checking that the bundles were made from them.
 
     Args:
-        runs: folder with the runs `detector`, `segmenter` and `embedder`.
+        runs: folder with the runs or model folders `detector`, `segmenter` and `embedder`.
         bundles: folder with the bundles of the same names.
-
-    Returns:
-        Task -> source.
+        text: prompt and threshold of a text detector.
 
     Raises:
-        TkError: something is missing, or a bundle belongs to another checkpoint.
+        TkError: something is missing, or a bundle belongs to another model.
     """
+    # All hashes first: a wrong pair should be refused before anything is loaded.
+    tasks = ("detector", "segmenter", "embedder")
+    (detector, d), (segmenter, s), (embedder, e) = (
+        source_of(runs / task, bundles / task, task) for task in tasks
+    )
+    return TorchModels(
+        _detector(detector, d, text), _segmenter(segmenter, s), _embedder(embedder, e)
+    )
+
+
+def _detector(path: Path, bundle: Bundle, text: TextOptions) -> TorchDetector:
+    manifest = bundle.manifest
+    if path.is_dir():
+        return _grounding_dino(path, bundle, text)
     from tk.train.detector.model import load_detector
-    from tk.train.embedder.train import load_embedder
+
+    return Compact(_ready(load_detector, path), manifest.image, manifest.classes)
+
+
+def _grounding_dino(path: Path, bundle: Bundle, text: TextOptions) -> GroundingDino:
+    from transformers import AutoTokenizer, GroundingDinoImageProcessor, GroundingDinoProcessor
+
+    from tk.export.grounding.load import load_model
+
+    loaded = load_model(path)
+    tokenizers: Any = AutoTokenizer  # the library's methods carry no types
+    join: Any = GroundingDinoProcessor
+    tokenizer = tokenizers.from_pretrained(path, local_files_only=True)
+    processor = join(GroundingDinoImageProcessor(), tokenizer)
+    spec = bundle.manifest.image
+    return GroundingDino(loaded.network, processor, spec, loaded.mean, loaded.std, text)
+
+
+def _segmenter(path: Path, bundle: Bundle) -> TorchSegmenter:
+    manifest = bundle.manifest
+    if path.is_dir():
+        from transformers import Sam2Model
+
+        from tk.export.sources.pretrained import load_pretrained
+        from tk.export.sources.sam2 import normalisation
+
+        return Sam2(load_pretrained(Sam2Model, path), manifest.image, *normalisation(path))
     from tk.train.segmenter.model import load_segmenter
 
-    loaders: dict[str, Any] = {
-        "detector": load_detector,
-        "segmenter": load_segmenter,
-        "embedder": load_embedder,
-    }
-    # All hashes first: a wrong pair should be refused before anything is loaded.
-    pairs = {task: checkpoint_of(runs / task, bundles / task, task) for task in loaders}
-    return {
-        task: _source(loaders[task](path), bundle.manifest.settings)
-        for task, (path, bundle) in pairs.items()
-    }
+    whole = manifest.settings["mask_frame"] == "canvas"
+    margin = None if whole else float(manifest.settings["frame_margin"])
+    return CompactSegmenter(_ready(load_segmenter, path), manifest.image, margin)
 
 
-def _source(loaded: tuple[Any, dict[str, Any]], settings: dict[str, Any]) -> Source:
-    from tk.train.run.checkpoint import classes_of, crop_spec_of, image_spec_of
+def _embedder(path: Path, bundle: Bundle) -> TorchEmbedder:
+    from tk.train.embedder.train import load_embedder
 
-    model, state = loaded[0].float().eval(), loaded[1]
-    return Source(model, image_spec_of(state), crop_spec_of(state), classes_of(state), settings)
+    manifest = bundle.manifest
+    return TorchEmbedder(_ready(load_embedder, path), manifest.image, manifest.crop or CropSpec())
+
+
+def _ready(load: Callable[[Path], tuple[Any, dict[str, Any]]], path: Path) -> Any:
+    return load(path)[0].float().eval()

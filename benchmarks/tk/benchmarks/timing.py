@@ -31,6 +31,8 @@ class Run:
         engine: seconds inside inference engines; None where that is not known.
         peak_rss: bytes above the resident memory at the start of the pass; None where the system
             does not say.
+        cpu: CPU seconds of the process, all threads.
+        engine_cpu: those of them inside inference engines; None where that is not known.
     """
 
     seconds: float
@@ -38,6 +40,8 @@ class Run:
     images: list[float]
     engine: float | None
     peak_rss: int | None
+    cpu: float = float("nan")
+    engine_cpu: float | None = None
 
 
 class Stopwatch:

@@ -39,8 +39,8 @@ def run_tk(
     per_image: list[float] = []
     memory = PeakMemory()
     memory.reset()
-    engine = sum(session.seconds for session in chain.sessions)
-    started = time.perf_counter()
+    engine, engine_cpu = _inside_engines(chain)
+    cpu, started = time.process_time(), time.perf_counter()
     output = Output(out, {}, options.picture_size, {})
     with ThreadPoolExecutor(max_workers=DECODERS) as threads:
         steps = make_stages(chain, options, threads, output)
@@ -54,7 +54,18 @@ def run_tk(
             free_pictures(group)
     finishing = time.perf_counter()
     output.finish()
-    now = time.perf_counter()
+    now, cpu = time.perf_counter(), time.process_time() - cpu
     stages["encode"] += now - finishing
-    engine = sum(session.seconds for session in chain.sessions) - engine
-    return Run(now - started, stages, per_image, engine, memory.above_start())
+    after, cpu_after = _inside_engines(chain)
+    peak = memory.above_start()
+    return Run(
+        *(now - started, stages, per_image, after - engine, peak),
+        cpu=cpu,
+        engine_cpu=cpu_after - engine_cpu,
+    )
+
+
+def _inside_engines(chain: Chain) -> tuple[float, float]:
+    """Wall and CPU seconds that the sessions of a chain have run so far."""
+    sessions = chain.sessions
+    return sum(s.seconds for s in sessions), sum(s.cpu_seconds for s in sessions)

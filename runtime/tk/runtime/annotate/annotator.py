@@ -31,7 +31,7 @@ from tk.runtime.files import write_json
 from tk.runtime.gallery.build import build_gallery
 from tk.runtime.gallery.gallery import FACTS, PROTOTYPES, Gallery, SearchMode, open_gallery
 from tk.runtime.gallery.search import PrototypeSearch
-from tk.runtime.heads.detector import DetectorOptions
+from tk.runtime.heads.detector import Detector, DetectorOptions
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.heads.segmenter import Segmenter
 from tk.runtime.heads.text_detector import TextOptions, open_detector
@@ -93,7 +93,7 @@ class Chain:
             "threads": options.threads,
         }
         detector = Bundle.open(models.detector, "detector")
-        self.detector = open_detector(detector, options.detector, options.text, **session)
+        self.detector: Detector = open_detector(detector, options.detector, options.text, **session)
         self.segmenter = Segmenter(Bundle.open(models.segmenter, "segmenter"), **session)
         self.embedder = Embedder(Bundle.open(models.embedder, "embedder"), **session)
         self.gallery = load_gallery(gallery, self.embedder)

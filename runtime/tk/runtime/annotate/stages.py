@@ -17,9 +17,9 @@ from tk.runtime.annotate.groups import Candidate, Group, Item
 from tk.runtime.assign import Mode, assign_classes, margins
 from tk.runtime.errors import TkError
 from tk.runtime.gallery.search import PrototypeSearch
+from tk.runtime.heads.detector import Detector
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.heads.segmenter import Segmenter
-from tk.runtime.heads.text_detector import AnyDetector
 from tk.runtime.images import read_image
 from tk.runtime.preprocess import Image, cut_crop
 from tk.runtime.records import UNKNOWN, Detection, ImageRecord, RankedClass
@@ -49,7 +49,7 @@ class Decode:
 class Detect:
     """Find boxes in all pictures of the group."""
 
-    detector: AnyDetector
+    detector: Detector
 
     def __call__(self, group: Group) -> None:
         """Fill `proposals`."""

@@ -28,12 +28,13 @@ class Session(ABC):
         precision: what the loaded file holds.
         part: declared inputs and outputs.
         seconds: time spent inside the back end so far.
+        cpu_seconds: CPU time of the process in that time, all threads.
         calls: how often it ran.
     """
 
     def __init__(self, name: str, backend: str, precision: str, part: Part) -> None:
         self.name, self.backend, self.precision, self.part = name, backend, precision, part
-        self.seconds, self.calls = 0.0, 0
+        self.seconds, self.cpu_seconds, self.calls = 0.0, 0.0, 0
         self._open = True
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -51,9 +52,10 @@ class Session(ABC):
         if not self._open:
             raise TkError(f"session {self.name} is closed")
         check_arrays(self.name, self.part.inputs, inputs)
-        started = time.perf_counter()
+        cpu, started = time.process_time(), time.perf_counter()
         outputs = self._run(inputs)
         self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.process_time() - cpu
         self.calls += 1
         return outputs
 
