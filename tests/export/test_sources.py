@@ -56,6 +56,22 @@ def test_find__our_run_folder_takes_the_best_checkpoint(tmp_path: Path) -> None:
         find_source(str(tmp_path / "other.pth"))
 
 
+def test_find__run_of_a_library_s_model(tmp_path: Path) -> None:
+    keys = ("config", "classes", "image_spec", "crop_spec", "step", "epoch", "model")
+    state = {**dict.fromkeys(keys, ""), "format": FORMAT, "version": VERSION, "task": "sam2"}
+    torch.save(state, tmp_path / "checkpoint_best.pth")
+    with pytest.raises(TkError, match="not finished"):
+        find_source(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for given in (tmp_path, tmp_path / "checkpoint_best.pth"):
+        found = find_source(str(given))
+        assert (found.path, found.task) == (tmp_path / "model", "sam2")
+        assert found.size is None  # the model's own
+    (tmp_path / "model" / "training.json").write_text('{"size": 256}')
+    assert find_source(str(tmp_path)).size == (256, 256)
+
+
 def test_find__original_sam2(tmp_path: Path) -> None:
     weights = {"model": {"image_encoder.trunk.pos_embed": torch.zeros(1)}}
     torch.save(weights, tmp_path / "hiera.pt")

@@ -54,12 +54,23 @@ def test_open__file_outside_the_folder_is_refused(bundle: Path) -> None:
         Bundle.open(bundle)
 
 
-def test_open__other_schema(bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("schema", "what", "fix"),
+    [
+        (0, "an older tk wrote it", "export the model again"),
+        (99, "a newer tk wrote it", "update tk, or export the model again"),
+        ("1", "another schema", "export the model again"),
+        (None, "another schema", "export the model again"),
+    ],
+)
+def test_open__other_schema(bundle: Path, schema: object, what: str, fix: str) -> None:
     value = read_json(bundle / MANIFEST)
-    write_json(bundle / MANIFEST, {**value, "schema": 99})
-    with pytest.raises(TkError, match="another schema") as caught:
+    write_json(bundle / MANIFEST, {**value, "schema": schema})
+    with pytest.raises(TkError, match=what) as caught:
         Bundle.open(bundle)
-    assert "export" in caught.value.fix
+    assert (caught.value.expected, caught.value.found) == ("schema 1", repr(schema))
+    assert caught.value.fix.startswith(fix)
+    assert f"tk export SOURCE {bundle.name} --images DIR --overwrite" in caught.value.fix
 
 
 def test_open__other_task_and_no_bundle(bundle: Path, tmp_path: Path) -> None:

@@ -24,8 +24,14 @@ def export(
         Path, typer.Option(help="Folder of real images: the gate compares answers on them.")
     ],
     max_batch: Annotated[
-        int, typer.Option(min=1, max=256, help="Largest batch of pictures to prove and allow.")
-    ] = 16,
+        int,
+        typer.Option(
+            min=0,
+            max=256,
+            help="Largest batch of pictures to prove and allow; 0: 16, and 4 for GroundingDINO "
+            "and SAM-2, which need 1 to 2 GB per picture.",
+        ),
+    ] = 0,
     size: Annotated[
         str, typer.Option(metavar="HxW", help="Canvas of the graph in pixels, e.g. 800x1216.")
     ] = "",
@@ -68,11 +74,13 @@ def export(
     canvas = parse_size(size)
     model = open_source(source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg)
     lines = write_bundle(model, out, images, overwrite=overwrite, opset=opset)
-    megabytes = sum(file.stat().st_size for file in out.glob("*.onnx")) / 1e6
+    megabytes = sum(file.stat().st_size for file in out.glob("*.onnx*")) / 1e6
     print(
         f"{out}: {model.task}, {model.parameters / 1e6:.2f} M parameters, "
         f"{megabytes:.1f} MB of ONNX, {time.monotonic() - started:.0f} s"
     )
+    proved = (f"{name} {part.spec.max_batch}" for name, part in model.parts.items())
+    print(f"  largest batch proved: {', '.join(proved)} (--max-batch sets that of pictures)")
     for line in lines:
         print(f"  {line}")
 

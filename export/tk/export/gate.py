@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tk.export.graph import Graph
 from tk.export.model import ExportModel, ExportPart
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS
@@ -35,28 +36,31 @@ class Verdict:
 
 def run_gate(
     model: ExportModel,
-    graphs: dict[str, tuple[Artifact, bytes]],
+    graphs: dict[str, tuple[Artifact, Graph]],
     canvases: NDArray[np.uint8],
 ) -> list[Verdict]:
     """Measure every pair that this machine can run.
 
     Args:
         model: the reference.
-        graphs: part -> artifact and its bytes.
+        graphs: part -> artifact and its content.
         canvases: (n, H, W, 3) uint8, real images on the model's canvas.
 
     Raises:
         CheckFailed: no back end here can run a graph, so nothing could be proved.
     """
     verdicts: list[Verdict] = []
-    for part_name, (artifact, data) in graphs.items():
+    for part_name, (artifact, graph) in graphs.items():
         ran = False
         for backend in BACKENDS.values():
             module = backend.load()
             if backend.kind != artifact.kind or module.missing():
                 continue
             spec = model.parts[part_name].spec
-            with module.open_session(data, artifact.file, artifact.precision, spec, 0) as session:
+            opened = module.open_session(
+                graph.data, artifact.file, artifact.precision, spec, 0, outside(artifact, graph)
+            )
+            with opened as session:
                 verdicts += _measure(model, part_name, artifact, session, canvases)
             ran = True
         if not ran:
@@ -65,6 +69,11 @@ def run_gate(
                 fix="pip install 'tk-vision[cpu]'",
             )
     return verdicts
+
+
+def outside(artifact: Artifact, graph: Graph) -> dict[str, bytes]:
+    """Weights of a graph that lie in a file of their own, by its name."""
+    return {artifact.weights: graph.weights} if artifact.weights else {}
 
 
 def _measure(

@@ -6,11 +6,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import onnx
 import torch
 from torch.export import Dim
 
+from tk.export import weights
 from tk.export.fold import fold_constants
 from tk.export.lint import lint
 from tk.export.lower import lower
@@ -29,13 +31,27 @@ OPSETS = (17, 18)
 SHOWN = 5
 """Broken promises that an error lists."""
 
-LARGEST = 1_800_000_000
-"""Bytes of weights: protobuf stops at 2 GiB, and one file must hold the graph too."""
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file.
+
+    Attributes:
+        data: its content.
+        weights: content of the file beside it that holds its weights; b"" when they are inside.
+    """
+
+    data: bytes
+    weights: bytes = b""
 
 
 def to_onnx(
-    part: ExportPart, example: Arrays, metadata: dict[str, str], opset: int = OPSET
-) -> bytes:
+    part: ExportPart,
+    example: Arrays,
+    metadata: dict[str, str],
+    opset: int = OPSET,
+    file: str = "model.onnx",
+) -> Graph:
     """Trace a part with the dynamo exporter, fold its constants, lint it, lower it if asked.
 
     Args:
@@ -43,22 +59,14 @@ def to_onnx(
         example: inputs at a batch above 1 (1 would be baked in as a constant).
         metadata: written into the file.
         opset: one of `OPSETS`.
-
-    Returns:
-        A self-contained ONNX file.
+        file: its name; weights above `weights.LARGEST` go into `file` + `weights.SUFFIX`.
 
     Raises:
         CheckFailed: the graph does not meet what we promise; names the node.
-        TkError: weights too large for one file, or another opset.
+        TkError: another opset.
     """
     if opset not in OPSETS:
         raise TkError(f"opset {opset} is not written", expected=" or ".join(map(str, OPSETS)))
-    size = sum(p.numel() * p.element_size() for p in part.module.parameters())
-    if size > LARGEST:
-        raise TkError(
-            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds 1.8 GB",
-            fix="export a smaller model: weights in a second file are not supported",
-        )
     model = _traced(part, example)
     fold_constants(model)
     _must_be_fit(model, part.spec, OPSET)
@@ -66,8 +74,10 @@ def to_onnx(
         model = lower(model)
         _must_be_fit(model, part.spec, opset)
     onnx.helper.set_model_props(model, metadata)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    outside = b""
+    if weights.weight_bytes(model) > weights.LARGEST:
+        outside = weights.take_out(model, file + weights.SUFFIX)
+    return Graph(model.SerializeToString(deterministic=True), outside)
 
 
 def _must_be_fit(model: onnx.ModelProto, spec: Part, opset: int) -> None:

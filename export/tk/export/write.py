@@ -12,9 +12,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tk.export.gate import Verdict, run_gate, summarise
-from tk.export.graph import OPSET, to_onnx
+from tk.export.gate import Verdict, outside, run_gate, summarise
+from tk.export.graph import OPSET, Graph, to_onnx
 from tk.export.model import ExportModel
+from tk.export.weights import SUFFIX
 from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE
 from tk.runtime.errors import CheckFailed, TkError
@@ -99,6 +100,11 @@ def write_bundle(
         for name, content in model.files.items():
             (folder / name).write_bytes(content)
         files = {name: sha256_file(folder / name) for name in (PARITY, PROBE, *model.files)}
+        for artifact, graph in graphs.values():
+            files |= {
+                file: hashlib.sha256(data).hexdigest()
+                for file, data in outside(artifact, graph).items()
+            }
         artifacts = [artifact for artifact, _ in graphs.values()]
         write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
     return lines
@@ -106,7 +112,7 @@ def write_bundle(
 
 def _graph(
     model: ExportModel, name: str, canvases: NDArray[np.uint8], folder: Path, opset: int
-) -> tuple[Artifact, bytes]:
+) -> tuple[Artifact, Graph]:
     part = model.parts[name]
     facts = {
         "tk.task": model.task,
@@ -115,12 +121,16 @@ def _graph(
         "tk.crop": orjson.dumps(spec_to_json(model.crop) if model.crop else None).decode(),
         "tk.classes": orjson.dumps(model.classes).decode(),
     }
-    data = to_onnx(part, part.feed(canvases, 2), facts, opset)
     file = f"{name}.fp32.onnx"
-    (folder / file).write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    artifact = Artifact(file, digest, len(data), name, "onnx", "fp32", {"opset": opset})
-    return artifact, data
+    graph = to_onnx(part, part.feed(canvases, 2), facts, opset, file)
+    about: dict[str, Any] = {"opset": opset}
+    (folder / file).write_bytes(graph.data)
+    if graph.weights:
+        about["weights"] = file + SUFFIX
+        (folder / (file + SUFFIX)).write_bytes(graph.weights)
+    digest = hashlib.sha256(graph.data).hexdigest()
+    size = len(graph.data) + len(graph.weights)
+    return Artifact(file, digest, size, name, "onnx", "fp32", about), graph
 
 
 def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
@@ -186,7 +196,7 @@ def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
 def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str, str]) -> Manifest:
     source = {
         **model.source,
-        **_identity(model.checkpoint),
+        **identity(model.checkpoint),
         "parameters": model.parameters,
     }
     return Manifest(
@@ -204,7 +214,7 @@ def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str
     )
 
 
-def _identity(checkpoint: Path) -> dict[str, Any]:
+def identity(checkpoint: Path) -> dict[str, Any]:
     """Name and hash of a checkpoint; for a folder, of its configuration and weights."""
     if checkpoint.is_file():
         return {"file": checkpoint.name, "sha256": sha256_file(checkpoint)}

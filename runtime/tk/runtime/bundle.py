@@ -72,6 +72,8 @@ class Bundle:
         for artifact in sorted(self.manifest.artifacts, key=lambda item: item.file):
             if artifact.kind == "onnx" and artifact.precision == "fp32":
                 digest.update(bytes.fromhex(artifact.sha256))
+                if artifact.weights:
+                    digest.update(bytes.fromhex(self.manifest.files[artifact.weights]))
         return digest.hexdigest()
 
     def choices(self, part: str) -> list[tuple[Artifact, Backend]]:
@@ -125,10 +127,11 @@ class Bundle:
             if lack := module.missing():
                 lacks.append(f"{backend.name}: {lack}")
                 continue
-            data = self._read(artifact)
+            data = self._read(artifact.file, artifact.sha256)
+            weights = self._weights(artifact)
             name = f"{self.path.name}/{artifact.file}"
             session: Session = module.open_session(
-                data, name, artifact.precision, self.manifest.parts[part], threads
+                data, name, artifact.precision, self.manifest.parts[part], threads, weights
             )
             return session
         raise EnvironmentLacks(
@@ -142,11 +145,23 @@ class Bundle:
                 expected=", ".join(self.manifest.parts),
             )
 
-    def _read(self, artifact: Artifact) -> bytes:
+    def _weights(self, artifact: Artifact) -> dict[str, bytes]:
+        """Weights that lie beside a graph, by the name that the graph calls them."""
+        file = artifact.weights
+        if not file:
+            return {}
+        if file not in self.manifest.files:  # only files of that list were checked
+            raise CheckFailed(
+                f"bundle {self.path.name} is damaged: its manifest has no hash of {file}",
+                fix="export the model again",
+            )
+        return {file: self._read(file, self.manifest.files[file])}
+
+    def _read(self, file: str, sha256: str) -> bytes:
         # Hash the very bytes that go to the engine: the file may have changed since `open`.
-        data = (self.path / artifact.file).read_bytes()
-        if hashlib.sha256(data).hexdigest() != artifact.sha256:
-            raise CheckFailed(f"bundle {self.path.name} is damaged: {artifact.file} was changed")
+        data = (self.path / file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CheckFailed(f"bundle {self.path.name} is damaged: {file} was changed")
         return data
 
 

@@ -29,6 +29,13 @@ class AssignMode(str, Enum):
     free = "free"
 
 
+class NmsBy(str, Enum):
+    """What decides between two boxes that overlap."""
+
+    score = "score"
+    area = "area"
+
+
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine has and lacks: Python, CPU, GPUs, back ends, packages."""
     from dataclasses import asdict
@@ -91,8 +98,11 @@ def verify(
 
 
 def annotate(
-    images: Annotated[Path, typer.Argument(help="Folder of photos (with sub-folders), or one.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="Folder of photos (with sub-folders), or one."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
     gallery: Annotated[
         Path, typer.Option(help="Gallery folder, prototypes.npz, or reference pictures.")
     ],
@@ -103,9 +113,9 @@ def annotate(
     segmenter: Annotated[Path | None, typer.Option(help="Segmenter bundle.")] = None,
     embedder: Annotated[Path | None, typer.Option(help="Embedder bundle.")] = None,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option(help='What a text detector looks for: "wrench . pliers ." [the baked, tool.]'),
-    ] = "",
+    ] = None,
     box_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop proposals scored below.")
     ] = 0.25,
@@ -115,6 +125,9 @@ def annotate(
     nms_iou: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop the weaker of two boxes overlapping more.")
     ] = 0.5,
+    nms_by: Annotated[
+        NmsBy, typer.Option(help="Which of two boxes is the weaker: by score, or by area.")
+    ] = NmsBy.score,
     max_boxes: Annotated[int, typer.Option(min=1, help="At most so many per picture.")] = 100,
     search: SearchOption = Search.centroid,
     assign: Annotated[
@@ -152,7 +165,7 @@ def annotate(
     from tk.runtime.heads.text_detector import TextOptions
 
     options = AnnotateOptions(
-        detector=DetectorOptions(box_threshold, nms_iou, max_boxes),
+        detector=DetectorOptions(box_threshold, nms_iou, max_boxes, nms_by.value),
         text=TextOptions(prompt, text_threshold),
         search=search.value,
         assign=assign.value,

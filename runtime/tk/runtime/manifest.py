@@ -59,8 +59,10 @@ class Artifact:
     Attributes:
         file: path inside the bundle, POSIX.
         kind: `onnx` or `plan`.
+        bytes: size, with the weights that lie in a file of their own.
         precision: what the file holds (`fp32`, `fp16`, `int8`), not what was asked for.
-        facts: what its back end needs to know (opset, TensorRT version, GPU, …).
+        facts: what its back end needs to know (opset, TensorRT version, GPU, …); `weights` names
+            the file of the bundle that holds the weights of a graph too large for one file.
     """
 
     file: str
@@ -70,6 +72,11 @@ class Artifact:
     kind: str
     precision: str
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> str:
+        """File of the bundle with the weights, "" when they are inside."""
+        return str(self.facts.get("weights", ""))
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,7 @@ def manifest_from_json(value: Any, name: str) -> Manifest:
         TkError: another schema version, or a malformed manifest.
     """
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise TkError(
-            f"the manifest of bundle {name} has another schema",
-            expected=f"schema {SCHEMA}",
-            found=f"{found!r}",
-            fix="export the model again with this version of tk",
-        )
+        raise _other_schema(value, name)
     body = {key: item for key, item in value.items() if key != "sha256"}
     if value.get("sha256") != _canonical_hash(body):
         raise CheckFailed(
@@ -144,6 +145,21 @@ def manifest_from_json(value: Any, name: str) -> Manifest:
         return _build(body)
     except (KeyError, TypeError) as error:
         raise TkError(f"the manifest of bundle {name} is malformed: {error}") from None
+
+
+def _other_schema(value: Any, name: str) -> TkError:
+    """The error of a bundle of an older or newer tk, or of no tk at all."""
+    found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+    newer = isinstance(found, int) and found > SCHEMA
+    older = isinstance(found, int) and found < SCHEMA
+    age = ": a newer tk wrote it" if newer else ": an older tk wrote it" if older else ""
+    again = f"tk export SOURCE {name} --images DIR --overwrite"
+    return TkError(
+        f"the manifest of bundle {name} has another schema{age}",
+        expected=f"schema {SCHEMA}",
+        found=f"{found!r}",
+        fix=f"{'update tk, or ' if newer else ''}export the model again with this tk: {again}",
+    )
 
 
 def _build(body: dict[str, Any]) -> Manifest:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WORDS = "tool wrench pliers a the red ##s screw ##driver hammer , ' ! x".split()
+LETTERS = "к ##л ##ю ##ч".split()
+"""Spell a word that is not English, as bert-base-uncased does."""
+
 KINDS = {"grounding-dino": "GroundingDino", "mm-grounding-dino": "MMGroundingDino"}
 CANVAS = (224, 256)
 
@@ -20,6 +23,7 @@ def vocabulary() -> dict[str, int]:
     """Few words, with the delimiters where bert-base-uncased has them."""
     fixed = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
     fixed |= {".": 1012, "?": 1029}
+    fixed |= {letter: 1 + index for index, letter in enumerate(LETTERS)}
     fixed |= {word: 1030 + index for index, word in enumerate(WORDS)}
     taken = set(fixed.values())
     return {**{f"[unused{i}]": i for i in range(1030) if i not in taken}, **fixed}
@@ -79,12 +83,16 @@ def write_model(folder: Path, kind: str, config: Any = None, *, same_queries: bo
 def spread(network: Any, kind: str) -> None:
     """Fresh box heads, fusion gates and sampling offsets are zero or nearly: they hide mistakes."""
     random = torch.Generator().manual_seed(1)
+    config = network.config
+    # A box moves once per layer of the decoder, further the wider the layer is. Without this the
+    # boxes of full-size models end as points and stripes at the edges, which overlap nothing.
+    step = 0.3 * (128 / config.d_model) * (2 / config.decoder_layers)
     for name, value in network.named_parameters():
         noise = torch.randn(value.shape, generator=random)
         if name.endswith(("vision_param", "text_param")):
             value.copy_(0.3 + 0.1 * noise)
         elif "bbox_embed" in name and ".layers.2." in name:
-            value.copy_(0.3 * noise)
+            value.copy_(step * noise)
         elif name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
             value.copy_(0.1 * noise)
         elif name.endswith("decoder.layer_norm.weight") and kind == "grounding-dino":

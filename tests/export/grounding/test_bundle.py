@@ -6,19 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
+import torch
+import torchvision
 from tests import tiny_bundles
 from tests.export.grounding.library import Answer, Library
 from tests.export.grounding.models import picture
 
 from tk.runtime.annotate.annotator import AnnotateOptions, Models, annotate
-from tk.runtime.boxes import clip, valid
+from tk.runtime.boxes import area, clip, valid
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError
-from tk.runtime.heads.detector import DetectorOptions, Proposals
+from tk.runtime.heads.detector import CompactDetector, DetectorOptions, Proposals
 from tk.runtime.heads.text_detector import TextDetector, TextOptions, open_detector
 from tk.runtime.records import load_predictions
 from tk.runtime.verify import verify
@@ -45,6 +48,8 @@ def _same(found: list[Proposals], expected: list[Answer]) -> int:
         ("tool.", "tool."),
         ("wrench . red pliers . a screwdriver", "wrench . red pliers . a screwdriver."),
         ("hammer? tool", "hammer? tool."),
+        ("tool . TOOL .", "tool . tool ."),
+        ("ключ . wrench", "ключ . wrench."),
     ],
 )
 def test_free__equals_the_library(
@@ -68,18 +73,38 @@ def test_baked__equals_the_library(baked_bundle: Path, shallow: Path) -> None:
     assert [spec.name for spec in bundle.manifest.parts["model"].inputs] == ["image", "valid_hw"]
     library = Library(shallow)
     outputs = library.forward(bundle.manifest.image, IMAGES, "wrench . red pliers.")
-    for prompt in ("", "Wrench. red pliers."):
+    for prompt in (None, "Wrench. red pliers."):
         detector = TextDetector(bundle, ALL, TextOptions(prompt))
         assert _same(detector.detect(IMAGES), library.answers(outputs, IMAGES, 0.25, 0.25)) > 0
     with pytest.raises(TkError, match="exported for one prompt"):
         TextDetector(bundle, ALL, TextOptions("hammer."))
 
 
-def test_free__nms_is_a_run_time_option(free_bundle: Path) -> None:
+@pytest.mark.parametrize("by", ["score", "area"])
+def test_free__nms_is_a_run_time_option(by: Literal["score", "area"], free_bundle: Path) -> None:
     bundle = Bundle.open(free_bundle)
-    few = TextDetector(bundle, DetectorOptions(nms_iou=0.3)).detect(IMAGES)
+    few = TextDetector(bundle, DetectorOptions(nms_iou=0.3, nms_by=by)).detect(IMAGES)
     every = TextDetector(bundle, ALL).detect(IMAGES)
     assert 0 < sum(map(len, few)) < sum(map(len, every))
+    for own, whole in zip(few, every, strict=True):
+        weight = torch.from_numpy(whole.scores if by == "score" else area(whole.boxes))
+        keep = torchvision.ops.nms(torch.from_numpy(whole.boxes), weight, 0.3).sort().values
+        np.testing.assert_array_equal(own.boxes, whole.boxes[keep.numpy()][:100])
+
+
+def test_free__letters_that_are_not_latin_are_a_warning(
+    free_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    TextDetector(Bundle.open(free_bundle), ALL, TextOptions("wrench . ключ ."))
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "'ключ'" in said and "'wrench'" not in said
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", " . . ", "?"])
+def test_free__a_prompt_that_names_nothing_is_an_error(prompt: str, free_bundle: Path) -> None:
+    with pytest.raises(TkError, match="names nothing") as caught:
+        TextDetector(Bundle.open(free_bundle), ALL, TextOptions(prompt))
+    assert caught.value.found == repr(prompt) and "--prompt" in caught.value.fix
 
 
 def test_free__a_picture_alone_and_in_a_batch(free_bundle: Path) -> None:
@@ -137,7 +162,7 @@ def test_open__a_compact_detector_reads_no_prompt(tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundles.write_tiny_bundle(tmp_path / "b", "detector"))
     with pytest.raises(TkError, match="reads no prompt"):
         open_detector(bundle, ALL, TextOptions("tool."))
-    assert open_detector(bundle, ALL, TextOptions()).manifest.classes == ("blob",)
+    assert isinstance(open_detector(bundle, ALL, TextOptions()), CompactDetector)
 
 
 def test_annotate__text_detector_in_the_chain(

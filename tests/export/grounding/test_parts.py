@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,19 @@ import pytest
 import torch
 from tests.export.grounding.library import Library
 from tests.export.grounding.models import CANVAS, KINDS, picture, small_config, write_model
+from torch import Tensor
 
+from tk.export.grounding import compare, layers
+from tk.export.grounding.levels import Levels
 from tk.export.grounding.load import load_model
-from tk.export.grounding.parts import Levels
 from tk.export.model import ExportModel
 from tk.export.sources.grounding_dino import open_source
 from tk.export.sources.source import Source
-from tk.runtime.errors import TkError
+from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.preprocess import ImageSpec, fit
 
 
-def assertassert_close(found: Any, expected: Any, **options: Any) -> None:
+def _close(found: Any, expected: Any, **options: Any) -> None:
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, **options)
 
 
@@ -50,11 +54,11 @@ def test_parts__equal_the_library(
 
     scores = expected.logits.sigmoid().numpy()
     assert scores[..., len(read.ids) :].max() == 0
-    assertassert_close(found["token_scores"], scores[..., : len(read.ids)], atol=1e-4)
+    _close(found["token_scores"], scores[..., : len(read.ids)], atol=1e-4)
     centre, half = np.split(expected.pred_boxes.numpy(), 2, axis=-1)
     hw = np.asarray([place.valid_hw for _, place in fitted])[:, None, ::-1]
     boxes = np.concatenate([(centre - half / 2) * hw, (centre + half / 2) * hw], axis=-1)
-    assertassert_close(found["boxes"], boxes, atol=0.02)
+    _close(found["boxes"], boxes, atol=0.02)
     assert np.ptp(scores.max(-1)) > 0.1 and boxes.std() > 10  # a model that says something
 
 
@@ -73,11 +77,9 @@ def test_parts__padded_text_changes_nothing(
         text = read.model_inputs(np.asarray(features, np.float32))
         answers.append(model.parts["model"].run(pictures | text))
     real = len(read.ids)
-    assertassert_close(
-        answers[1]["token_scores"][..., :real], answers[0]["token_scores"], atol=1e-4
-    )
+    _close(answers[1]["token_scores"][..., :real], answers[0]["token_scores"], atol=1e-4)
     assert np.asarray(answers[1]["token_scores"])[..., real:].max() == 0
-    assertassert_close(answers[1]["boxes"], answers[0]["boxes"], atol=0.02)
+    _close(answers[1]["boxes"], answers[0]["boxes"], atol=0.02)
 
 
 @pytest.mark.parametrize("valid", [(128, 160), (127, 3), (1, 160), (65, 64)])
@@ -120,7 +122,47 @@ def test_parts__items_of_a_batch_do_not_meet(opened: dict[str, ExportModel]) -> 
     loud = {**inputs, "image": inputs["image"].copy()}
     loud["image"][1:] = 255 - loud["image"][1:]
     for name, values in part.run(loud).items():
-        assertassert_close(values[:1], alone[name], atol=1e-3)
+        _close(values[:1], alone[name], atol=1e-3)
+
+
+def _changed(folder: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+    """A copy of a model folder with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(folder, tmp_path / "changed"))
+    weights = load_file(copy / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def test_open__places_that_are_alike_are_no_difference(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The last bit decides the ranks of nearly equal places, and so which boxes come out."""
+
+    def flatten(weights: dict[str, Tensor]) -> None:
+        weights["model.enc_output.weight"] *= 1e-5
+        weights["model.enc_output.bias"].copy_(torch.linspace(-1, 1, 128))
+
+    folder = _changed(folders["grounding-dino"], tmp_path, flatten)
+    assert open_source(Source(folder, "grounding-dino", CANVAS), 1).parts
+
+
+@pytest.mark.parametrize(
+    "weight", ["level_embed", "enc_output_norm.weight", "decoder.layer_norm.weight"]
+)
+def test_open__a_library_that_computes_otherwise_is_refused(
+    weight: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(network: Any) -> None:
+        layers.replace_layers(network)
+        network.model.get_parameter(weight).mul_(1.2)
+
+    monkeypatch.setattr(compare, "replace_layers", replace)
+    with pytest.raises(CheckFailed, match="computes this model otherwise") as caught:
+        open_source(Source(folders["grounding-dino"], "grounding-dino", CANVAS), 1)
+    assert "first logits" in caught.value.expected and "pixels" in caught.value.found
 
 
 def test_load__missing_weights_are_an_error(tmp_path: Path) -> None:
@@ -172,6 +214,4 @@ def test_open__large_windows_survive_the_comparison(tmp_path: Path) -> None:
             **read.model_inputs(np.asarray(features, np.float32)),
         }
     )
-    assertassert_close(
-        found["token_scores"], expected.logits[..., : len(read.ids)].sigmoid(), atol=1e-4
-    )
+    _close(found["token_scores"], expected.logits[..., : len(read.ids)].sigmoid(), atol=1e-4)

@@ -91,7 +91,7 @@ def test_convert__exported_decoder_gives_the_masks_of_the_original() -> None:
     model = describe(network, Source(Path("x.pt"), "sam2"), 2, {})
     features = model.parts["encoder"].run({"image": picture[None]})
     decoder = model.parts["decoder"]
-    data = to_onnx(decoder, decoder.feed(picture[None], 2), {})
+    data = to_onnx(decoder, decoder.feed(picture[None], 2), {}).data
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     found, found_iou = session.run(["logits", "iou"], {**features, "boxes": boxes})
 

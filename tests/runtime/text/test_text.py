@@ -17,7 +17,7 @@ from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.text.masks import DELIMITERS, phrase_masks
 from tk.runtime.text.phrases import assemble_phrases
 from tk.runtime.text.prompts import keep_features, load_features, prompt_file, prompt_key
-from tk.runtime.text.tokenizer import Prompt, Tokenizer
+from tk.runtime.text.tokenizer import Prompt, Tokenizer, foreign_phrases
 
 modeling: Any = modeling_grounding_dino
 processing: Any = processing_grounding_dino
@@ -37,6 +37,9 @@ def tokenizer(limit: int = 256, *, cleanup: bool = False) -> Tokenizer:
         ("wrench . pliers .", "wrench . pliers ."),
         ("wrench . red pliers . a screwdrivers", "wrench . red pliers . a screwdrivers."),
         ("tool? hammer", "tool? hammer."),
+        ("WRENCH . Red PLIERS .", "WRENCH . Red PLIERS ."),
+        ("tool . tool .", "tool . tool ."),
+        ("tool?", "tool?"),
         ("..tool..", "..tool.."),
     ],
 )
@@ -99,14 +102,35 @@ def test_phrases__none_for_no_boxes() -> None:
         ("  ", 256, "names nothing"),
         (" . ? .", 256, "names nothing"),
         ("tool. " * 10, 21, "22 tokens"),
-        ("гаечный ключ.", 256, "does not know 'гаечныи'|does not know 'гаечный'"),
-        ("tool. 扳手.", 256, "UNK"),
+        ("?", 256, "names nothing"),
+        (" . . ", 256, "names nothing"),
+        ("red гаечный ключ . tool", 256, "in the phrase 'red гаечный ключ' of the prompt"),
+        ("tool. 扳手.", 256, "in the phrase '扳手' of"),
+        ("red 🔧 . tool .", 256, "does not know '🔧'"),
     ],
 )
 def test_read__refuses(prompt: str, limit: int, message: str) -> None:
     with pytest.raises(TkError, match=message):
         tokenizer(limit).read(prompt)
     assert len(tokenizer(22).read("tool. " * 10).ids) == 22
+
+
+def test_read__upper_case_and_a_missing_dot_are_the_same_prompt() -> None:
+    assert tokenizer().read("Wrench . RED Pliers").ids == tokenizer().read("wrench.red pliers.").ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("wrench . red pliers? tool.", []),
+        ("schraubenschlüssel 17 mm . naïve clé .", []),
+        ("wrench . гаечный ключ . 扳手 .", ["гаечный ключ", "扳手"]),
+    ],
+)
+def test_foreign_phrases__are_those_with_letters_that_are_not_latin(
+    prompt: str, expected: list[str]
+) -> None:
+    assert foreign_phrases(prompt) == expected
 
 
 def test_tokenizer__another_vocabulary_is_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
-from tk.export.sources.source import Source
+from tk.export.sources.source import DEFAULT_BATCH, Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.train.detector.model import QUERIES, STRIDE, load_detector
@@ -29,7 +29,7 @@ def open_source(source: Source, max_batch: int) -> ExportModel:
     def feed(canvases: NDArray[np.uint8], batch: int) -> Arrays:
         return {"image": repeat_rows(canvases, batch)}
 
-    part = ExportPart(network, Part((canvas,), (boxes, scores), max_batch), feed)
+    part = ExportPart(network, Part((canvas,), (boxes, scores), max_batch or DEFAULT_BATCH), feed)
     return ExportModel(
         task="detector",
         parts={"model": part},

@@ -37,6 +37,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Option -> tasks that it means something for."""
 
+MODEL_FOLDER = "model"
+"""Where `tk train` puts a library's model in a run folder, in the library's layout."""
+
+TRAINING = "training.json"
+"""What a training says of such a folder beside the library's files."""
+
 CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
 ACCEPTED = (
     "a run folder or checkpoint of tk train; a Hugging Face folder, .safetensors file with "
@@ -72,7 +78,7 @@ def open_source(
                 expected=f"a model of {' or '.join(OPTIONS[option])}",
                 found=found.task,
             )
-    wanted = replace(found, size=size, prompt=prompt, sam2_cfg=sam2_cfg)
+    wanted = replace(found, size=size or found.size, prompt=prompt, sam2_cfg=sam2_cfg)
     model: ExportModel = importlib.import_module(SOURCES[found.task]).open_source(wanted, max_batch)
     return model
 
@@ -145,7 +151,24 @@ def _checkpoint(path: Path, called: str) -> Source:
         ) from None
     if task not in SOURCES:
         raise TkError(f"cannot export a checkpoint of task {task!r}", expected=", ".join(SOURCES))
+    if task in MODEL_TYPES.values():
+        return _trained_model(path, task, called)
     return Source(path, task, name=called)
+
+
+def _trained_model(checkpoint: Path, task: str, called: str) -> Source:
+    """The Hugging Face folder that a run of a library's model leaves when it is finished."""
+    folder = checkpoint.parent / MODEL_FOLDER
+    if not (folder / "config.json").is_file():
+        raise TkError(
+            f"the run {called} has no {MODEL_FOLDER}/ to export: it is not finished",
+            expected=f"{MODEL_FOLDER}/config.json, which the end of a training writes",
+            fix="go on with it: the same tk train command with --resume last",
+        )
+    facts: Any = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else {}
+    side = facts.get("size")  # of the canvas that it was trained on
+    canvas = (int(side), int(side)) if side else None
+    return Source(folder, task, canvas, name=called, licence=licence_of(folder))
 
 
 def _is_original_sam2(path: Path) -> bool:

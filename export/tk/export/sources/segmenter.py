@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
-from tk.export.sources.source import Source
+from tk.export.sources.source import DEFAULT_BATCH, Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
@@ -48,7 +48,11 @@ def open_source(source: Source, max_batch: int) -> ExportModel:
     shape = (3, image.height, image.width)
     canvas = TensorSpec("image", "uint8", ("B", *shape[1:], 3), "RGB canvas")
     pixels = "canvas scaled to about -2..2, padding 0"
-    encoder = Part((canvas,), (TensorSpec("pixels", "float32", ("B", *shape), pixels),), max_batch)
+    encoder = Part(
+        (canvas,),
+        (TensorSpec("pixels", "float32", ("B", *shape), pixels),),
+        max_batch or DEFAULT_BATCH,
+    )
     decoder = Part(
         (
             TensorSpec("pixels", "float32", (1, *shape), "of one picture"),

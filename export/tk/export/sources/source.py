@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_BATCH = 16
+"""Pictures per call that are proved when nobody asks for a number (0) and the model is small."""
+
 
 @dataclass(frozen=True)
 class Source:

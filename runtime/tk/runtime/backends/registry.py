@@ -18,7 +18,7 @@ class Backend:
         device: `cpu` or `cuda`.
         kind: of the artifacts that it runs.
         module: has `missing() -> str` (what this machine lacks; "" when ready) and
-            `open_session(data, name, precision, part, threads) -> Session`.
+            `open_session(data, name, precision, part, threads, weights) -> Session`.
         extra: the extra of `tk-vision` that brings it.
     """
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.backends.base import Session
-from tk.runtime.boxes import clip, nms, valid
+from tk.runtime.boxes import area, clip, nms, valid
 from tk.runtime.bundle import Bundle
 from tk.runtime.preprocess import Image, Placement, fit
 
@@ -40,12 +40,35 @@ class DetectorOptions:
     Attributes:
         box_threshold: proposals below it are dropped.
         nms_iou: of two boxes that overlap more, the weaker one is dropped; 1 keeps all.
+        nms_by: what makes a box the weaker one, its `score` or its `area`.
         most: at most so many proposals per picture.
     """
 
     box_threshold: float = 0.25
     nms_iou: float = 0.5
     most: int = 100
+    nms_by: Literal["score", "area"] = "score"
+
+    def choose(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Rows that remain of boxes above the threshold, best score first.
+
+        Args:
+            boxes: (N, 4) float32 xyxy, pixels, with an area.
+            scores: (N,) float32, 0..1.
+        """
+        keep = nms(boxes, area(boxes) if self.nms_by == "area" else scores, self.nms_iou)
+        return keep[np.argsort(-scores[keep], kind="stable")][: self.most]
+
+
+class Detector(Protocol):
+    """Anything that finds boxes in pictures."""
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Everything that was opened."""
+
+    def detect(self, images: Sequence[Image]) -> list[Proposals]:
+        """Find objects: one `Proposals` per picture (H, W, 3) uint8 RGB, in order."""
 
 
 class CompactDetector:
@@ -102,6 +125,6 @@ class CompactDetector:
         score = scores[np.arange(len(scores)), best]
         boxes = clip(placement.to_image(boxes), width, height)
         keep = np.flatnonzero((score >= self.options.box_threshold) & valid(boxes))
-        keep = keep[nms(boxes[keep], score[keep], self.options.nms_iou)][: self.options.most]
+        keep = keep[self.options.choose(boxes[keep], score[keep])]
         words = tuple(self.manifest.classes[index] for index in best[keep])
         return Proposals(boxes[keep], score[keep], words)

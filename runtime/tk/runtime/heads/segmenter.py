@@ -99,7 +99,11 @@ class Segmenter:
         placement: Placement,
         image_hw: tuple[int, ...],
     ) -> Masks:
-        """Masks of one picture's boxes; logits are in memory for one chunk of boxes at a time."""
+        """Masks of one picture's boxes; logits are in memory for one chunk of boxes at a time.
+
+        So 100 boxes need as much as 32: 1.0 GB with SAM-2 at 1024 pixels (3.7 GB in one call), and
+        30 MB for the masks themselves in a photo of 12 megapixels.
+        """
         masks: list[BoxMask] = []
         iou: list[NDArray[np.float32]] = []
         size = self.manifest.parts["decoder"].max_batch

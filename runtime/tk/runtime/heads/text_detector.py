@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.backends.base import Arrays, Session
-from tk.runtime.boxes import clip, nms, valid
+from tk.runtime.boxes import clip, valid
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError
-from tk.runtime.heads.detector import CompactDetector, DetectorOptions, Proposals
+from tk.runtime.heads.detector import CompactDetector, Detector, DetectorOptions, Proposals
 from tk.runtime.preprocess import Image, Placement, fit
 from tk.runtime.text.phrases import assemble_phrases
 from tk.runtime.text.prompts import keep_features, load_features, prompt_file, prompt_key
-from tk.runtime.text.tokenizer import Prompt, Tokenizer
+from tk.runtime.text.tokenizer import Prompt, Tokenizer, foreign_phrases
 
 TOKENIZER = "tokenizer.json"
 DEFAULT_PROMPT = "tool."
@@ -29,11 +30,11 @@ class TextOptions:
     """What a text detector can be told beside `DetectorOptions`.
 
     Attributes:
-        prompt: phrases divided by dots; "" takes the baked one, or `DEFAULT_PROMPT`.
+        prompt: phrases divided by dots; None takes the baked one, or `DEFAULT_PROMPT`.
         text_threshold: tokens scored above it make the phrase of a box.
     """
 
-    prompt: str = ""
+    prompt: str | None = None
     text_threshold: float = 0.25
 
 
@@ -74,7 +75,14 @@ class TextDetector:
             self._text_inputs = self.prompt.model_inputs(features)
 
     def _read_prompt(self, baked: str) -> Prompt:
-        wanted = self.tokenizer.read(self.text.prompt or baked or DEFAULT_PROMPT)
+        given = self.text.prompt
+        wanted = self.tokenizer.read((baked or DEFAULT_PROMPT) if given is None else given)
+        if strange := foreign_phrases(wanted.text):
+            print(
+                f"warning: the published weights of text detectors read English; "
+                f"{', '.join(map(repr, strange))} will find things at random",
+                file=sys.stderr,
+            )
         if baked and wanted.ids != self.tokenizer.read(baked).ids:
             raise TkError(
                 "this detector was exported for one prompt",
@@ -127,7 +135,7 @@ class TextDetector:
         score = score[likely]
         boxes = clip(placement.to_image(boxes[likely]), image.shape[1], image.shape[0])
         keep = np.flatnonzero(valid(boxes))
-        keep = keep[nms(boxes[keep], score[keep], self.options.nms_iou)][: self.options.most]
+        keep = keep[self.options.choose(boxes[keep], score[keep])]
         words = assemble_phrases(
             token_scores[likely[keep]],
             self.prompt.ids,
@@ -138,12 +146,9 @@ class TextDetector:
         return Proposals(boxes[keep], score[keep], tuple(words))
 
 
-AnyDetector: TypeAlias = CompactDetector | TextDetector
-
-
 def open_detector(
     bundle: Bundle, options: DetectorOptions, text: TextOptions, **session_options: Any
-) -> AnyDetector:
+) -> Detector:
     """Open the head that a detector bundle needs.
 
     Raises:
@@ -151,7 +156,7 @@ def open_detector(
     """
     if "text" in bundle.manifest.settings:
         return TextDetector(bundle, options, text, **session_options)
-    if text.prompt:
+    if text.prompt is not None:
         raise TkError(
             f"the detector {bundle.path.name} reads no prompt: it knows its classes",
             expected="no --prompt",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,15 +122,17 @@ class Tokenizer:
                 fix="name fewer things, or annotate in several runs",
             )
         if strange := self._strange(text, encoding):
+            places = ", ".join(repr(phrase) for phrase in phrases(text) if _has(phrase, strange))
             raise TkError(
                 f"the detector {self.name} does not know {', '.join(map(repr, strange))}",
-                expected="words that its vocabulary can spell; it was trained on English",
-                found=f"{UNKNOWN} tokens in the prompt {text!r}",
+                expected="words that its vocabulary can spell; published weights read English",
+                found=f"{UNKNOWN} tokens in the phrase {places} of the prompt {text!r}",
                 fix='say it in English, for example --prompt "wrench . pliers ."',
             )
         return Prompt(text, ids)
 
     def _strange(self, text: str, encoding: Any) -> list[str]:
+        """Words of the prompt that the vocabulary cannot spell at all."""
         unknown = self._tokenizer.token_to_id(UNKNOWN)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
         words = [text[start:stop] for token, (start, stop) in spans if token == unknown]
@@ -138,6 +142,24 @@ class Tokenizer:
         """Turn token ids back into text, as the library does."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
         return tidy(text) if self.cleanup else text
+
+
+def phrases(text: str) -> list[str]:
+    """Phrases of a prompt, without the marks that end them."""
+    return [phrase.strip() for phrase in re.split(r"[.?]", text) if phrase.strip()]
+
+
+def foreign_phrases(text: str) -> list[str]:
+    """Phrases with letters that are not Latin: the vocabulary spells them letter by letter."""
+    return [phrase for phrase in phrases(text) if not all(map(_is_latin, phrase))]
+
+
+def _is_latin(char: str) -> bool:
+    return not char.isalpha() or unicodedata.name(char, "").startswith("LATIN")
+
+
+def _has(phrase: str, words: Sequence[str]) -> bool:
+    return any(word in phrase for word in words)
 
 
 def _pairs(ids: dict[str, Any]) -> str:

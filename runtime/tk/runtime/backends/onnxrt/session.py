@@ -36,12 +36,21 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def open_session(data: bytes, name: str, precision: str, part: Part, threads: int) -> Session:
+def open_session(
+    data: bytes,
+    name: str,
+    precision: str,
+    part: Part,
+    threads: int,
+    weights: Mapping[str, bytes] | None = None,
+) -> Session:
     """Load a graph from bytes that were already checked.
 
     Args:
         data: an ONNX file.
         threads: worker threads inside an operator; 0 takes all cores.
+        weights: content of the files that the graph names for its weights. No other file is read,
+            whatever the graph says.
 
     Raises:
         EnvironmentLacks: onnxruntime is not installed, or twice.
@@ -49,19 +58,29 @@ def open_session(data: bytes, name: str, precision: str, part: Part, threads: in
     """
     if lack := missing():
         raise EnvironmentLacks(f"cannot run {name}", found=lack)
-    return OnnxRuntimeSession(data, name, precision, part, threads)
+    return OnnxRuntimeSession(data, name, precision, part, threads, weights or {})
 
 
 class OnnxRuntimeSession(Session):
     """A graph in ONNX Runtime's CPU execution provider."""
 
-    def __init__(self, data: bytes, name: str, precision: str, part: Part, threads: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        name: str,
+        precision: str,
+        part: Part,
+        threads: int,
+        weights: Mapping[str, bytes],
+    ) -> None:
         import onnxruntime as ort
 
         super().__init__(name, "onnxruntime-cpu", precision, part)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only: its warnings speak to its developers
+        _only_these(options, weights, name, ort.__version__)
+        self._weights = weights  # the engine may go on reading them where they lie
         try:
             self._session: Any = ort.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
@@ -81,7 +100,22 @@ class OnnxRuntimeSession(Session):
         return dict(zip(names, values, strict=True))
 
     def _close(self) -> None:
-        self._session = None
+        self._session, self._weights = None, {}
+
+
+def _only_these(options: Any, weights: Mapping[str, bytes], name: str, version: str) -> None:
+    """Give the engine the files of weights; with a table of them, even an empty one, it opens no
+    file itself: a graph could name any, and one loaded from memory is not tied to a folder.
+    """
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if give is not None:
+        table = dict(weights) or {"": b""}
+        give(list(table), list(table.values()), [len(data) for data in table.values()])
+    elif weights:
+        raise EnvironmentLacks(
+            f"ONNX Runtime {version} cannot read weights beside the graph, as {name} has them",
+            fix="pip install --upgrade onnxruntime",
+        )
 
 
 def _first_line(error: Exception) -> str:
