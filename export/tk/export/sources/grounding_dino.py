@@ -2,7 +2,7 @@
 
 Measured for the tiny one on 1024x1024 pixels, one thread: 320 s of CPU for export and gate (batches
 1 and 2), 7.0 GB at the peak; text: 568 nodes, 347 MB (90 MB more with all 30522 words); model:
-3270 nodes, 303 MB, 16 s and 3.3 GB for one picture. MM-GroundingDINO tiny is the same within 3 %.
+3296 nodes, 303 MB, 13 s for one picture. MM-GroundingDINO tiny is the same within 3 %.
 """
 
 from __future__ import annotations
