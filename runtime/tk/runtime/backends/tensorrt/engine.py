@@ -1,0 +1,167 @@
+"""A plan in memory: loaded, compared with the manifest, and its execution contexts.
+
+What differs between TensorRT 8.6, 10 and 11 at run time is here: how a context is given memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream
+from tk.runtime.backends.tensorrt.dtypes import has_type, numpy_name
+from tk.runtime.backends.tensorrt.facts import REBUILD
+from tk.runtime.backends.tensorrt.log import Log
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.manifest import Part, TensorSpec
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Shapes of one input that the plan was built for.
+
+    Attributes:
+        low, high: smallest and largest size of each axis.
+    """
+
+    low: Shape
+    high: Shape
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether a shape lies inside."""
+        return len(shape) == len(self.low) and all(
+            low <= size <= high for low, size, high in zip(self.low, shape, self.high, strict=True)
+        )
+
+    def text(self) -> str:
+        """`(1..16, 224, 224, 3)`."""
+        pairs = zip(self.low, self.high, strict=True)
+        return "(" + ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in pairs) + ")"
+
+
+class Engine:
+    """A deserialized plan.
+
+    Args:
+        trt: the library.
+        data: the plan; whoever calls has checked its hash and `facts.unfit`.
+        name: for messages.
+        part: what the manifest declares.
+
+    Attributes:
+        ranges: input -> shapes that it takes.
+
+    Raises:
+        TkError: TensorRT refuses the plan; with its own words.
+        CheckFailed: the plan's inputs or outputs are not those of the manifest.
+    """
+
+    def __init__(self, trt: Any, data: bytes, name: str, part: Part) -> None:
+        self.trt, self.name, self.log = trt, name, Log(trt)
+        for spec in (*part.inputs, *part.outputs):
+            if not has_type(trt, spec.dtype):
+                raise EnvironmentLacks(
+                    f"{name}: TensorRT {trt.__version__} has no {spec.dtype}, the type of "
+                    f"{spec.name!r}",
+                    fix="use TensorRT 10 or newer, or export this part with int32 inputs",
+                )
+        runtime = trt.Runtime(self.log.logger)
+        runtime.engine_host_code_allowed = False  # a plan may carry code for the CPU: never run it
+        self._runtime: Any = runtime  # must outlive the engine
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise TkError(
+                f"TensorRT {trt.__version__} cannot load {name}",
+                found=self.log.text(),
+                fix=REBUILD,
+            )
+        self._engine: Any = engine
+        self._check_tensors(part)
+        self.ranges = {spec.name: self._range(spec.name) for spec in part.inputs}
+
+    def scratch_bytes(self) -> int:
+        """GPU memory that a running context works in."""
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        if size is None:
+            size = getattr(self._engine, "device_memory_size")  # noqa: B009 - gone in TensorRT 11
+        return int(size)
+
+    def new_context(self, scratch: DeviceMemory, stream: Stream) -> Any:
+        """Make an execution context that works in memory of ours.
+
+        All contexts of a session run one after another, so they share one block.
+
+        Returns:
+            The context, or None when TensorRT makes no more of them.
+        """
+        strategies = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
+        if strategies is None:  # 8.6
+            context = getattr(self._engine, "create_execution_context_without_device_memory")()  # noqa: B009
+        else:
+            make = getattr(self._engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
+            context = make(strategies.USER_MANAGED)
+        if context is None:
+            return None
+        handle = int(stream.handle)
+        if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(
+            0, handle
+        ):
+            return None
+        give = getattr(context, "set_device_memory", None)
+        if give is None:  # 8.6
+            context.device_memory = scratch.address
+        else:
+            give(scratch.address, scratch.bytes)
+        return context
+
+    def close(self) -> None:
+        """Free the plan; contexts must be gone."""
+        self._engine = None
+        self._runtime = None
+
+    def _range(self, tensor: str) -> Range:
+        low, _, high = self._engine.get_tensor_profile_shape(tensor, 0)
+        return Range(tuple(int(size) for size in low), tuple(int(size) for size in high))
+
+    def _check_tensors(self, part: Part) -> None:
+        engine, mode = self._engine, self.trt.TensorIOMode
+        found = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        declared = {spec.name: spec for spec in (*part.inputs, *part.outputs)}
+        if set(found) != set(declared):
+            raise CheckFailed(
+                f"{self.name} has other inputs and outputs than its manifest says",
+                expected=", ".join(declared),
+                found=", ".join(found),
+                fix=REBUILD,
+            )
+        for name, spec in declared.items():
+            is_input = engine.get_tensor_mode(name) == mode.INPUT
+            if is_input != (spec in part.inputs):
+                raise self._other(spec, "an input" if is_input else "an output")
+            dtype = numpy_name(engine.get_tensor_dtype(name))
+            shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+            if dtype != spec.dtype or not _shapes_agree(spec.shape, shape):
+                raise self._other(spec, f"{dtype or 'a type without numpy'} {shape}")
+            if is_input and engine.is_shape_inference_io(name):
+                raise TkError(
+                    f"{self.name}: input {name!r} decides shapes by its values",
+                    fix="export the model so that only the shapes of inputs are free",
+                )
+
+    def _other(self, spec: TensorSpec, found: str) -> CheckFailed:
+        return CheckFailed(
+            f"{self.name}: tensor {spec.name!r} is not what its manifest says",
+            expected=f"{spec.dtype} {spec.shape}",
+            found=found,
+            fix=REBUILD,
+        )
+
+
+def _shapes_agree(declared: tuple[int | str, ...], found: Shape) -> bool:
+    """A free axis is -1 in the plan; a plan built for one batch has its number there."""
+    return len(declared) == len(found) and all(
+        isinstance(want, str) or size in (want, -1)
+        for want, size in zip(declared, found, strict=True)
+    )

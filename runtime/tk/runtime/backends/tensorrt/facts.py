@@ -1,0 +1,44 @@
+"""What a plan was built for, and whether this machine is that. Looked at before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tk.runtime.backends.tensorrt.gpu import Gpu
+from tk.runtime.backends.tensorrt.library import LEAN, parse_version
+
+SAME = 3
+"""Numbers of a version that must be equal; some packages leave the fourth, a build, out."""
+
+AMPERE = (8, 0)
+
+REBUILD = "build it on this machine from its graph: tk export … --to tensorrt"
+
+
+def unfit(facts: Mapping[str, Any], library: str, version: str, gpu: Gpu) -> str:
+    """Say why a plan cannot be loaded here, "" when it can.
+
+    A plan is native code for one TensorRT version and one kind of GPU. Loading another one can
+    crash or give wrong numbers, so its facts in the manifest decide, not an attempt.
+
+    Args:
+        facts: of the artifact: `tensorrt`, `sm`, and if it was built wider than for this one kind
+            of GPU `hardware` (`ampere`: 8.0 and newer), and `version_compatible`.
+        library: `tensorrt` or `tensorrt_lean`.
+        version: of that library.
+        gpu: the one that would run it.
+    """
+    built, sm = facts.get("tensorrt"), facts.get("sm")
+    if not isinstance(built, str) or not isinstance(sm, str):
+        return "the manifest does not say for which TensorRT and which GPU it was built"
+    if parse_version(built)[:SAME] != parse_version(version)[:SAME]:
+        return f"it was built by TensorRT {built}, here is {library} {version}"
+    if library == LEAN and facts.get("version_compatible") is not True:
+        return "tensorrt_lean runs version-compatible plans only, and it is not one"
+    wide = facts.get("hardware") == "ampere" and gpu.capability >= AMPERE
+    if sm != gpu.sm and not wide:
+        return (
+            f"it was built for {sm} ({facts.get('gpu', 'unnamed')}), here is {gpu.sm} ({gpu.name})"
+        )
+    return ""

@@ -1,0 +1,98 @@
+"""Find TensorRT: the whole library, or its lean runtime; never before a GPU was seen."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import util
+from typing import Any
+
+from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
+from tk.runtime.errors import EnvironmentLacks
+
+WHOLE, LEAN = "tensorrt", "tensorrt_lean"
+OLDEST = (8, 6)
+
+INSTALL = (
+    "pip install 'tk-vision[gpu]'; on a Jetson TensorRT comes with JetPack: "
+    "make the environment with python3 -m venv --system-site-packages"
+)
+
+
+def installed() -> list[str]:
+    """Names of the TensorRT packages that can be imported, the whole one first."""
+    return [name for name in (WHOLE, LEAN) if util.find_spec(name) is not None]
+
+
+def missing() -> str:
+    """Say what this machine lacks to run plans, "" when nothing. Imports no TensorRT."""
+    if not installed():
+        return f"TensorRT is not installed: {INSTALL}"
+    if not cuda_python():
+        return "cuda-python is not installed: pip install cuda-python (12.x for CUDA 12)"
+    if not find_gpus():
+        return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
+    return ""
+
+
+def cuda_python() -> bool:
+    """Whether `cuda.bindings` is there; `find_spec` of a child imports its parent, so ask twice."""
+    return util.find_spec("cuda") is not None and util.find_spec("cuda.bindings") is not None
+
+
+def the_gpu() -> Gpu:
+    """The GPU that CUDA takes when nothing else is said.
+
+    Raises:
+        EnvironmentLacks: there is none.
+    """
+    gpus = find_gpus()
+    if not gpus:
+        raise EnvironmentLacks(
+            "TensorRT needs an NVIDIA GPU, and the driver shows none",
+            fix="look at nvidia-smi (on a Jetson: tegrastats) and CUDA_VISIBLE_DEVICES; "
+            "tk doctor lists what there is",
+        )
+    return gpus[0]
+
+
+def load(name: str = WHOLE) -> Any:
+    """Import TensorRT on a machine with a GPU.
+
+    Args:
+        name: `WHOLE` or `LEAN`.
+
+    Raises:
+        EnvironmentLacks: no GPU, no such package, one too old, or one whose libraries are broken.
+    """
+    the_gpu()
+    if name not in installed():
+        raise EnvironmentLacks(f"{name} is not installed", fix=INSTALL)
+    try:
+        trt = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EnvironmentLacks(
+            f"{name} is installed but does not load: {error}",
+            fix="its libraries and the driver must be for one CUDA version; tk doctor lists them",
+        ) from error
+    if version(trt)[:2] < OLDEST:
+        raise EnvironmentLacks(
+            f"TensorRT {trt.__version__} is too old",
+            expected="8.6 or newer",
+            fix=INSTALL,
+        )
+    return trt
+
+
+def version(trt: Any) -> tuple[int, ...]:
+    """Version of a TensorRT module as numbers: (10, 13, 3, 9)."""
+    return parse_version(trt.__version__)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Numbers of a version; what is no number (`10.3.0.post1`) ends it."""
+    numbers = []
+    for piece in text.split("."):
+        if not piece.isdecimal():
+            break
+        numbers.append(int(piece))
+    return tuple(numbers)

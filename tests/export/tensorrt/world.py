@@ -1,0 +1,264 @@
+"""A pretended machine: a GPU, CUDA, and a TensorRT of some version that builds and runs `2 x`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.export.tensorrt.fake_cuda import FakeCuda
+from tests.export.tensorrt.fake_trt import Behaviour, Fake
+
+from tk.runtime.backends.tensorrt import library
+from tk.runtime.backends.tensorrt.dtypes import NUMPY_OF
+from tk.runtime.backends.tensorrt.gpu import Gpu
+from tk.runtime.manifest import Part, TensorSpec
+
+GPU = Gpu("NVIDIA H200", (9, 0), 1 << 30, (12, 8))
+PART = Part(
+    (TensorSpec("image", "uint8", ("B", 4)),), (TensorSpec("embedding", "float32", ("B", 4)),), 16
+)
+
+
+def half_json(version: str, words: tuple[str, str] = ("Half", "Float")) -> str:
+    """Inspector JSON of one half and one float layer, in the dialect of a version."""
+    layers = []
+    for index, word in enumerate(words):
+        long = {"Half": "FP16", "Float": "FP32", "Int8": "Int8"}[word]
+        tensor = {"Name": f"t{index}", "Dimensions": [1, 4]}
+        if version.startswith("11"):
+            tensor |= {"Format": "Row major linear", "Datatype": word}
+        elif version == "8.6":
+            tensor |= {"Format/Datatype": f"Row major linear {long} format"}
+        else:
+            tensor |= {"Format/Datatype": word}
+        layers.append({"Name": f"conv{index}", "LayerType": "CaskConvolution", "Inputs": [tensor]})
+    ends = {"I/O Tensors": [{"Name": "x"}]} if version.startswith("11") else {"Bindings": ["x"]}
+    return json.dumps({"Layers": layers, **ends})
+
+
+class World:
+    """What happens is decided by its attributes; see their defaults.
+
+    Attributes:
+        spec: tensor -> (is input, member of DataType, shape with -1, low, high).
+        layers: of the parsed network: (name, member of DataType of its output).
+        log: (severity, text) that the build says.
+        builds: whether a build gives a plan.
+        loadable: whether a plan can be loaded.
+        data_dependent: the output's rows are those with a positive sum.
+        phases: steps of a build's outermost phase.
+    """
+
+    def __init__(self, version: str, free: int = 1 << 30) -> None:
+        self.version = version
+        self.cuda = FakeCuda(free=free)
+        self.inspector = half_json(version)
+        self.spec: dict[str, tuple[bool, str, tuple[int, ...]]] = {
+            "image": (True, "UINT8", (-1, 4)),
+            "embedding": (False, "FLOAT", (-1, 4)),
+        }
+        self.high = 16
+        self.layers: list[tuple[str, str]] = [("conv", "FLOAT"), ("norm", "FLOAT")]
+        self.log: list[tuple[str, str]] = []
+        self.parser_errors: list[str] = []
+        self.builds = self.loadable = True
+        self.data_dependent = False
+        self.executes = True
+        self.shares_profile = True
+        self.phases = 4
+        self.scratch = 1000
+        self.contexts = 0
+        self.during: Callable[[], None] = lambda: None
+        self.fake = Fake(version, self._behaviour())
+        self.trt: Any = self.fake.module
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Put the pretended modules and the GPU where ours look for them."""
+        name = "tensorrt_lean" if self.version.startswith("lean") else "tensorrt"
+        patch.setitem(sys.modules, name, self.trt)
+        patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda.module)
+        patch.setattr(library, "find_gpus", lambda: [GPU])
+        patch.setattr(library, "installed", lambda: [name])
+        patch.setattr(library, "cuda_python", lambda: True)
+
+    def _behaviour(self) -> Behaviour:
+        return {
+            ("Builder", "__init__"): self._builder,
+            ("Builder", "build_serialized_network"): self._build,
+            ("OnnxParser", "parse_from_file"): lambda parser, file: not self.parser_errors,
+            ("OnnxParser", "get_error"): self._parser_error,
+            ("INetworkDefinition", "get_layer"): lambda network, index: network.layers[index],
+            ("Builder", "create_network"): self._network,
+            ("OnnxParser", "__init__"): self._parser,
+            ("ILayer", "get_output"): lambda layer, index: layer.output,
+            ("ILayer", "set_output_type"): lambda layer, i, t: layer.__dict__.update(bound=t),
+            ("IBuilderConfig", "set_flag"): lambda config, flag: _flags(config).add(flag.name),
+            ("IBuilderConfig", "clear_flag"): lambda c, flag: _flags(c).discard(flag.name),
+            ("IBuilderConfig", "create_timing_cache"): self._new_cache,
+            ("IBuilderConfig", "set_timing_cache"): self._set_cache,
+            ("IBuilderConfig", "get_timing_cache"): lambda config: config.__dict__.get("cache"),
+            ("ITimingCache", "combine"): self._combine,
+            ("ITimingCache", "serialize"): lambda cache: self._memory(cache.content),
+            ("Runtime", "__init__"): self._runtime,
+            ("Runtime", "deserialize_cuda_engine"): self._load,
+            ("ICudaEngine", "create_engine_inspector"): self._new("EngineInspector"),
+            ("EngineInspector", "get_engine_information"): lambda i, form: self.inspector,
+            ("ICudaEngine", "get_tensor_name"): lambda engine, index: list(self.spec)[index],
+            ("ICudaEngine", "get_tensor_mode"): self._mode,
+            ("ICudaEngine", "get_tensor_dtype"): self._dtype,
+            ("ICudaEngine", "get_tensor_shape"): lambda engine, name: self.spec[name][2],
+            ("ICudaEngine", "get_tensor_profile_shape"): self._ranges,
+            ("ICudaEngine", "is_shape_inference_io"): lambda engine, name: False,
+            ("ICudaEngine", "create_execution_context"): self._context,
+            ("ICudaEngine", "create_execution_context_without_device_memory"): self._context,
+            ("IExecutionContext", "set_input_shape"): self._set_shape,
+            ("IExecutionContext", "infer_shapes"): lambda context: [],
+            ("IExecutionContext", "get_tensor_shape"): self._shape,
+            ("IExecutionContext", "set_tensor_address"): self._address,
+            ("IExecutionContext", "set_output_allocator"): self._allocator,
+            ("IExecutionContext", "execute_async_v3"): self._execute,
+        }
+
+    def _new(self, name: str) -> Callable[..., Any]:
+        return lambda *_: self.fake.new(name)
+
+    def _memory(self, content: bytes) -> Any:
+        return self.fake.new("IHostMemory", content=content)
+
+    def _builder(self, builder: Any, logger: Any) -> None:
+        builder.__dict__["logger"] = logger
+
+    def _network(self, builder: Any, flags: int = 0) -> Any:
+        return self.fake.new("INetworkDefinition", creation=flags, layers=[])
+
+    def _parser(self, parser: Any, network: Any, logger: Any) -> None:
+        parser.__dict__["num_errors"] = len(self.parser_errors)
+        for name, kind in self.layers:
+            dtype = self.trt.DataType[kind]
+            output = self.fake.new("ITensor", dtype=dtype, is_shape_tensor=False)
+            network.layers.append(self.fake.new("ILayer", name=name, num_outputs=1, output=output))
+        network.__dict__["num_layers"] = len(self.layers)
+
+    def _parser_error(self, parser: Any, index: int) -> Any:
+        error = self.fake.new("ParserError")
+        error.__dict__.update(node=lambda: 7, desc=lambda: self.parser_errors[index])
+        return error
+
+    def _build(self, builder: Any, network: Any, config: Any) -> Any:
+        severities = self.trt.ILogger.Severity
+        for severity, text in self.log:
+            builder.logger.log(severities[severity], text)
+        self.network, self.config = network, config
+        self.during()
+        monitor = config.__dict__.get("progress_monitor")
+        if monitor:
+            monitor.phase_start("Building Engine", None, self.phases)
+            for step in range(self.phases):
+                if not monitor.step_complete("Building Engine", step):
+                    return None
+            monitor.phase_finish("Building Engine")
+        cache = config.__dict__.get("cache")
+        if cache is not None:
+            cache.__dict__["content"] += b"+"
+        return self._memory(b"PLAN") if self.builds else None
+
+    def _new_cache(self, config: Any, data: bytes) -> Any:
+        return None if data == b"broken" else self.fake.new("ITimingCache", content=data)
+
+    def _set_cache(self, config: Any, cache: Any, ignore: bool) -> bool:
+        config.__dict__["cache"] = cache
+        return not ignore
+
+    def _combine(self, cache: Any, other: Any, ignore: bool) -> bool:
+        cache.__dict__["content"] += b"|" + other.content
+        return True
+
+    def _runtime(self, runtime: Any, logger: Any) -> None:
+        runtime.__dict__["logger"] = logger
+        self.runtime = runtime
+
+    def _load(self, runtime: Any, data: bytes) -> Any:
+        if not self.loadable:
+            runtime.logger.log(self.trt.ILogger.Severity.ERROR, "magic tag does not match")
+            return None
+        sizes = {"num_io_tensors": len(self.spec), "num_optimization_profiles": 1}
+        memory = {"device_memory_size": self.scratch, "device_memory_size_v2": self.scratch}
+        known = self.fake.api["classes"]["ICudaEngine"]["attributes"]
+        return self.fake.new(
+            "ICudaEngine", **sizes, **{key: v for key, v in memory.items() if key in known}
+        )
+
+    def _mode(self, engine: Any, name: str) -> Any:
+        modes = self.trt.TensorIOMode
+        return modes.INPUT if self.spec[name][0] else modes.OUTPUT
+
+    def _dtype(self, engine: Any, name: str) -> Any:
+        return self.trt.DataType[self.spec[name][1]]
+
+    def _ranges(self, engine: Any, name: str, profile: int) -> list[tuple[int, ...]]:
+        shape = self.spec[name][2]
+        return [tuple(n if s == -1 else s for s in shape) for n in (1, self.high, self.high)]
+
+    def _context(self, engine: Any, strategy: Any = None) -> Any:
+        if self.contexts and not self.shares_profile:
+            return None
+        self.contexts += 1
+        return self.fake.new("IExecutionContext", shapes={}, places={}, allocators={})
+
+    def _set_shape(self, context: Any, name: str, shape: tuple[int, ...]) -> bool:
+        context.shapes[name] = shape
+        return True
+
+    def _shape(self, context: Any, name: str) -> tuple[int, ...]:
+        if self.spec[name][0]:
+            shape: tuple[int, ...] = context.shapes[name]
+            return shape
+        rows = -1 if self.data_dependent else context.shapes["image"][0]
+        return (rows, 4)
+
+    def _address(self, context: Any, name: str, address: int) -> bool:
+        context.places[name] = address
+        return True
+
+    def _allocator(self, context: Any, name: str, allocator: Any) -> bool:
+        context.allocators[name] = allocator
+        return True
+
+    def _execute(self, context: Any, stream: int) -> bool:
+        # What a graph records: the addresses and shapes of this moment.
+        places, rows = dict(context.places), context.shapes["image"][0]
+
+        def run() -> None:
+            numbers = self._array("image", places["image"], (rows, 4))
+            answer = (numbers * 2).astype(NUMPY_OF[self.spec["embedding"][1]])
+            if self.data_dependent:
+                answer = answer[answer.sum(1) > 0]
+                allocator = context.allocators["embedding"]
+                ask = allocator.reallocate_output_async
+                if self.version == "8.6":
+                    ask = lambda *all_but_stream: allocator.reallocate_output(*all_but_stream[:4])  # noqa: E731
+                places["embedding"] = ask("embedding", 0, max(1, answer.nbytes), 256, stream)
+                if places["embedding"]:
+                    allocator.notify_shape("embedding", answer.shape)
+            if places["embedding"]:
+                self._array("embedding", places["embedding"], answer.shape)[...] = answer
+
+        self.cuda.queue(run)
+        return self.executes
+
+    def _array(self, name: str, address: int, shape: tuple[int, ...]) -> Any:
+        dtype = np.dtype(NUMPY_OF[self.spec[name][1]])
+        size = int(np.prod(shape)) * dtype.itemsize
+        assert size <= self.cuda.sizes[address], "the model writes outside its block"
+        raw = (ctypes.c_uint8 * max(1, size)).from_address(address)
+        return np.frombuffer(memoryview(raw)[:size], dtype=dtype).reshape(shape)
+
+
+def _flags(config: Any) -> set[str]:
+    found: set[str] = config.__dict__.setdefault("set_flags", {"TF32"})
+    return found

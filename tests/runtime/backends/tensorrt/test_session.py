@@ -1,0 +1,339 @@
+"""The TensorRT session against stand-ins made from the real bindings' API: no GPU is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.export.tensorrt.tables import VERSIONS
+from tests.export.tensorrt.world import GPU, PART, World
+
+from tk.runtime.backends.base import Session
+from tk.runtime.backends.tensorrt import library
+from tk.runtime.backends.tensorrt.facts import unfit
+from tk.runtime.backends.tensorrt.session import LANES, TensorRTSession, open_session, refusal
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.manifest import Part, TensorSpec
+
+Make = Callable[..., World]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def build(version: str, **values: Any) -> World:
+        world = World(version, free=values.pop("free", 1 << 30))
+        for name, value in values.items():
+            setattr(world, name, value)
+        world.install(monkeypatch)
+        return world
+
+    return build
+
+
+def facts(world: World, **values: Any) -> dict[str, Any]:
+    return {"tensorrt": world.trt.__version__, "sm": "sm90", "gpu": GPU.name, **values}
+
+
+def start(world: World, part: Part = PART) -> TensorRTSession:
+    session = open_session(b"PLAN", "m/p.plan", "fp16", part, 0, facts=facts(world))
+    assert isinstance(session, TensorRTSession)
+    return session
+
+
+def image(rows: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 100, (rows, 4), dtype=np.uint8)
+
+
+def answer(session: Session, array: NDArray[np.uint8]) -> NDArray[np.generic]:
+    return session.run({"image": array})["embedding"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_session__right_answers_at_every_shape_in_any_order(make: Make, version: str) -> None:
+    world = make(version)
+    with start(world) as session:
+        for step, rows in enumerate([3, 3, 3, 16, 3, 16, 16, 1, 3, 16, 1, 1, 1]):
+            array = image(rows, step)
+            np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
+        assert session.backend == "tensorrt" and session.calls == 13
+        assert isinstance(session, TensorRTSession) and session.graph_count == 3
+    assert world.cuda.live == {}, "closing frees all memory, graphs and the stream"
+
+
+def test_session__graph_from_the_third_run_on(make: Make) -> None:
+    world = make("10.13")
+    with start(world) as session:
+        launches = []
+        for step in range(5):
+            answer(session, image(2, step))
+            launches.append(world.cuda.launches)
+    assert launches == [0, 0, 1, 2, 3]
+    assert world.contexts == 2
+
+
+def test_session__graph_is_recorded_again_when_memory_moved(make: Make) -> None:
+    world = make("11.4")
+    with start(world) as session:
+        for step in range(3):
+            answer(session, image(2, step))
+        answer(session, image(16))  # the blocks grow: other addresses
+        before = world.cuda.records
+        for step in range(3):
+            array = image(2, step)
+            np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
+        assert world.cuda.records == before + 1
+
+
+def test_session__work_that_cannot_be_recorded_runs_without_a_graph(make: Make) -> None:
+    world = make("10.3")
+    world.cuda.breaks_recording = True
+    with start(world) as session:
+        for step in range(4):
+            array = image(2, step)
+            np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
+        assert world.cuda.launches == 0 and world.cuda.records == 1
+
+
+def test_session__graphs_on_and_off_agree(make: Make) -> None:
+    world = make("11.0")
+    off = TensorRTSession(world.trt, b"PLAN", "m", "fp16", PART, graphs=False)
+    with start(world) as on, off:
+        for step in range(4):
+            array = image(5, step)
+            np.testing.assert_array_equal(answer(on, array), answer(off, array))
+        assert on.graph_count == 1 and off.graph_count == 0
+
+
+def test_session__keeps_few_shapes(make: Make) -> None:
+    world = make("10.13")
+    with start(world) as session:
+        for rows in range(1, LANES + 4):
+            for step in range(3):
+                answer(session, image(rows, step))
+        assert session.graph_count <= LANES
+        kinds = [getattr(item, "kind", "") for item in world.cuda.live.values()]
+        assert kinds.count("executable graph") == LANES
+    assert world.cuda.live == {}
+
+
+def test_session__a_plan_that_allows_one_context_runs_without_graphs(make: Make) -> None:
+    world = make("8.6", shares_profile=False)
+    with start(world) as session:
+        for step in range(4):
+            array = image(2, step)
+            np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
+        assert session.graph_count == 0
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.3", "11.4"])
+def test_session__rows_that_only_the_data_decides(make: Make, version: str) -> None:
+    world = make(version, data_dependent=True)
+    world.spec["embedding"] = (False, "FLOAT", (-1, 4))
+    with start(world) as session:
+        for rows in ([0, 3, 0, 5], [1, 1, 1, 1], [0, 0, 0, 0]):
+            array = np.repeat(np.array(rows, np.uint8)[:, None], 4, axis=1)
+            kept = array[array.sum(1) > 0].astype(np.float32) * 2
+            np.testing.assert_array_equal(answer(session, array), kept)
+    assert world.cuda.live == {}
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.3"])
+def test_session__output_without_memory_is_our_error(make: Make, version: str) -> None:
+    world = make(version, data_dependent=True, free=4096)
+    with start(world) as session:
+        few = np.zeros((16, 4), np.uint8)
+        session.run({"image": few})
+        world.cuda.free = 0
+        world.executes = False  # the real one answers so when an allocator gives nothing
+        with pytest.raises(EnvironmentLacks, match="output embedding"):
+            session.run({"image": few + np.uint8(1)})
+
+
+def test_session__the_caller_owns_the_outputs(make: Make) -> None:
+    world = make("11.4")
+    with start(world) as session:
+        first = answer(session, image(3, 1))
+        copy = first.copy()
+        answer(session, image(3, 2))
+    np.testing.assert_array_equal(first, copy)
+
+
+def test_session__batch_above_the_plan(make: Make) -> None:
+    with start(make("10.3")) as session, pytest.raises(TkError) as caught:
+        answer(session, image(17))
+    assert "(1..16, 4)" in str(caught.value) and "(17, 4)" in str(caught.value)
+    assert "--batch-size" in caught.value.fix
+
+
+def test_session__no_rows_at_all(make: Make) -> None:
+    with start(make("10.3")) as session, pytest.raises(TkError, match="outside"):
+        answer(session, image(0))
+
+
+def test_session__gpu_memory_too_small_for_the_work(make: Make) -> None:
+    world = make("10.3", free=64 << 20, scratch=100 << 20)
+    with pytest.raises(EnvironmentLacks) as caught:
+        start(world)
+    assert "100 MiB" in str(caught.value) and "64 MiB free of 64 MiB" in str(caught.value)
+    assert world.cuda.live == {}
+
+
+def test_session__gpu_memory_too_small_for_a_tensor(make: Make) -> None:
+    world = make("10.3", free=2000)
+    with start(world) as session:
+        world.cuda.free = 10
+        with pytest.raises(EnvironmentLacks, match=r"tensor image .*\n.*in one piece"):
+            answer(session, image(16))
+
+
+def test_session__host_code_stays_off(make: Make) -> None:
+    world = make("11.4")
+    with start(world):
+        assert world.runtime.engine_host_code_allowed is False
+
+
+def test_session__memory_of_contexts_by_version(make: Make) -> None:
+    for version, way in (("8.6", "without_device_memory"), ("10.3", "create_execution_context")):
+        world = make(version)
+        with start(world):
+            names = [name for _, name, _ in world.fake.calls]
+            assert any(name.endswith(way) for name in names)
+            assert ("set_device_memory" in names) == (version == "10.3")
+
+
+def test_session__a_damaged_plan_tells_tensorrts_words(make: Make) -> None:
+    with pytest.raises(TkError, match="magic tag") as caught:
+        start(make("10.13", loadable=False))
+    assert "tk export" in caught.value.fix
+
+
+def test_session__failing_run_tells_tensorrts_words(make: Make) -> None:
+    with start(make("10.3", executes=False)) as session, pytest.raises(TkError, match="failed"):
+        answer(session, image(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tensorrt": "10.13.1"}, "built by TensorRT 10.13.1"),
+        ({"tensorrt": "8.6.1"}, "built by TensorRT 8.6.1"),
+        ({"sm": "sm87", "gpu": "Orin"}, "sm87 (Orin), here is sm90"),
+        ({"sm": "sm87", "hardware": "same"}, "sm87"),
+        ({"sm": None}, "does not say"),
+        ({"tensorrt": None}, "does not say"),
+    ],
+)
+def test_session__a_plan_for_another_machine_is_never_loaded(
+    make: Make, change: dict[str, Any], said: str
+) -> None:
+    world = make("10.13")
+    with pytest.raises(CheckFailed) as caught:
+        open_session(b"PLAN", "m", "fp16", PART, 0, facts=facts(world) | change)
+    assert said in str(caught.value)
+    assert said in refusal(facts(world) | change)
+    assert world.fake.called("deserialize_cuda_engine") == []
+
+
+def test_session__a_plan_without_facts_is_never_loaded(make: Make) -> None:
+    world = make("10.13")
+    with pytest.raises(CheckFailed, match="does not say"):
+        open_session(b"PLAN", "m", "fp16", PART, 0)
+    assert world.fake.called("deserialize_cuda_engine") == []
+
+
+def test_session__wide_plan_runs_on_newer_gpus(make: Make) -> None:
+    world = make("10.13")
+    assert refusal(facts(world, sm="sm87", hardware="ampere")) == ""
+    old = replace(GPU, capability=(7, 5))
+    assert unfit(facts(world, sm="sm87", hardware="ampere"), "tensorrt", "10.13.3", old)
+
+
+def test_session__another_gpu_of_the_same_kind_warns(make: Make) -> None:
+    world = make("10.13")
+    with pytest.warns(RuntimeWarning, match="built on H100"):
+        open_session(b"PLAN", "m", "fp16", PART, 0, facts=facts(world, gpu="H100")).close()
+
+
+def test_session__lean_library_runs_version_compatible_plans_only(make: Make) -> None:
+    world = make("lean-11.4")
+    assert "version-compatible" in refusal(facts(world))
+    wide = facts(world, version_compatible=True)
+    assert refusal(wide) == ""
+    with open_session(b"PLAN", "m", "fp16", PART, 0, facts=wide) as session:
+        np.testing.assert_array_equal(answer(session, image(2)), image(2).astype(np.float32) * 2)
+
+
+def test_session__int64_is_refused_by_8_6(make: Make) -> None:
+    part = Part((TensorSpec("ids", "int64", ("B", 4)),), PART.outputs, 4)
+    world = make("8.6")
+    with pytest.raises(EnvironmentLacks, match="no int64"):
+        start(world, part)
+    assert world.fake.called("deserialize_cuda_engine") == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"image": (True, "UINT8", (-1, 4))}, "other inputs and outputs"),
+        ({"image": (True, "FLOAT", (-1, 4)), "embedding": (False, "FLOAT", (-1, 4))}, "float32"),
+        ({"image": (True, "UINT8", (-1, 5)), "embedding": (False, "FLOAT", (-1, 4))}, "5"),
+        ({"image": (False, "UINT8", (-1, 4)), "embedding": (False, "FLOAT", (-1, 4))}, "an output"),
+        ({"image": (True, "UINT8", (-1, 4)), "embedding": (False, "BF16", (-1, 4))}, "numpy"),
+    ],
+)
+def test_session__plan_and_manifest_disagree(make: Make, spec: Any, said: str) -> None:
+    with pytest.raises(CheckFailed, match=said):
+        start(make("10.3", spec=spec))
+
+
+def test_session__times_the_model_alone(make: Make) -> None:
+    world = make("10.3")
+    with start(world) as session:
+        assert session.gpu_seconds({"image": image(2)}, 5) == [0.002] * 5
+    assert world.cuda.live == {}
+
+
+def test_session__closing_twice_is_harmless(make: Make) -> None:
+    world = make("10.3")
+    session = start(world)
+    answer(session, image(2))
+    session.close()
+    session.close()
+    assert world.cuda.live == {}
+    with pytest.raises(TkError, match="closed"):
+        answer(session, image(2))
+
+
+def test_library__no_gpu_means_no_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "find_gpus", lambda: [])
+    monkeypatch.setattr(library, "installed", lambda: ["tensorrt"])
+    monkeypatch.setattr(library, "cuda_python", lambda: True)
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
+    assert "no NVIDIA GPU" in library.missing()
+    with pytest.raises(EnvironmentLacks, match="GPU"):
+        library.load()
+    with pytest.raises(EnvironmentLacks, match="cannot run m"):
+        open_session(b"", "m", "fp16", PART, 0, facts={})
+
+
+def test_library__broken_install_is_our_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("10.3")
+
+    def fail(name: str) -> Any:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(EnvironmentLacks, match=r"libnvinfer\.so\.10"):
+        library.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("10.13.3.9", (10, 13, 3, 9)), ("8.6.1", (8, 6, 1)), ("10.3.0.post1", (10, 3, 0)), ("", ())],
+)
+def test_library__versions(text: str, numbers: tuple[int, ...]) -> None:
+    assert library.parse_version(text) == numbers
