@@ -17,11 +17,11 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from tk.export.cli import parse_size
-from tk.export.sources import hub
-from tk.export.sources.hub import fetch, is_hub_id, licence_of
-from tk.export.sources.pretrained import load_pretrained
 from tk.export.sources.registry import MODEL_TYPES, SOURCES, find_source, open_source
 from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.train.pretrained import hub
+from tk.train.pretrained.hub import fetch, is_hub_id, licence_of
+from tk.train.pretrained.load import load_pretrained
 from tk.train.run.checkpoint import FORMAT, VERSION
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -272,7 +272,7 @@ def test_hub__without_a_network_says_so_soon(
     with pytest.raises(EnvironmentLacks) as caught:
         find_source("org/slow")
     assert time.monotonic() - started < 3
-    words = ("org/slow could not be fetched", "cache", "local folder", "tk export FOLDER")
+    words = ("org/slow could not be fetched", "cache", "give a local folder")
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

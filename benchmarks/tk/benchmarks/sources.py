@@ -23,8 +23,6 @@ from tk.runtime.heads.text_detector import TextOptions
 from tk.runtime.preprocess import CropSpec
 
 CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
-MODEL_FOLDER = "model"
-"""Where a run of a library's model has it."""
 
 
 def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
@@ -42,10 +40,11 @@ def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
         TkError: nothing there, or the bundle was made from something else.
     """
     from tk.export.write import identity
+    from tk.train.pretrained.load import RESULT
 
     candidates = [run] if run.is_file() else [run / name for name in CHECKPOINTS]
     there = [path for path in candidates if path.is_file()]
-    there += [path for path in (run, run / MODEL_FOLDER) if (path / "config.json").is_file()]
+    there += [path for path in (run, run / RESULT) if (path / "config.json").is_file()]
     if not there:
         raise TkError(
             f"{run} holds no checkpoint",
@@ -117,8 +116,8 @@ def _segmenter(path: Path, bundle: Bundle) -> TorchSegmenter:
     if path.is_dir():
         from transformers import Sam2Model
 
-        from tk.export.sources.pretrained import load_pretrained
         from tk.export.sources.sam2 import normalisation
+        from tk.train.pretrained.load import load_pretrained
 
         return Sam2(load_pretrained(Sam2Model, path), manifest.image, *normalisation(path))
     from tk.train.segmenter.model import load_segmenter

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tk.export.sources.pretrained import load_pretrained
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
 from tk.runtime.text.tokenizer import Tokenizer
+from tk.train.pretrained.load import load_pretrained
 
 CLASSES = {
     "grounding-dino": "GroundingDinoForObjectDetection",

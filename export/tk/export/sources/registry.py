@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tk.export.model import ExportModel
-from tk.export.sources.hub import fetch, is_hub_id, licence_of
 from tk.export.sources.source import Source
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
+from tk.train.pretrained.hub import fetch, is_hub_id, licence_of
+from tk.train.pretrained.load import RESULT
 
 SOURCES: dict[str, str] = {
     "detector": "tk.export.sources.detector",
@@ -36,9 +37,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "sam2-cfg": ("sam2",),
 }
 """Option -> tasks that it means something for."""
-
-MODEL_FOLDER = "model"
-"""Where `tk train` puts a library's model in a run folder, in the library's layout."""
 
 TRAINING = "training.json"
 """What a training says of such a folder beside the library's files."""
@@ -158,11 +156,11 @@ def _checkpoint(path: Path, called: str) -> Source:
 
 def _trained_model(checkpoint: Path, task: str, called: str) -> Source:
     """The Hugging Face folder that a run of a library's model leaves when it is finished."""
-    folder = checkpoint.parent / MODEL_FOLDER
+    folder = checkpoint.parent / RESULT
     if not (folder / "config.json").is_file():
         raise TkError(
-            f"the run {called} has no {MODEL_FOLDER}/ to export: it is not finished",
-            expected=f"{MODEL_FOLDER}/config.json, which the end of a training writes",
+            f"the run {called} has no {RESULT}/ to export: it is not finished",
+            expected=f"{RESULT}/config.json, which the end of a training writes",
             fix="go on with it: the same tk train command with --resume last",
         )
     facts: Any = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else {}

@@ -21,7 +21,6 @@ from tk.export.sam2.convert import convert
 from tk.export.sam2.decoder import Sam2Decoder
 from tk.export.sam2.encoder import Sam2Encoder
 from tk.export.sam2.variants import VARIANTS, config_of, recognise, variant_of
-from tk.export.sources.pretrained import load_pretrained
 from tk.export.sources.segmenter import spread_boxes
 from tk.export.sources.source import Source
 from tk.runtime.backends.base import Arrays
@@ -29,6 +28,7 @@ from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
+from tk.train.pretrained.load import load_pretrained
 
 MAX_BOXES = 16
 """Boxes per decoder call; the runtime takes more in chunks. Measured at 1024 pixels with ONNX

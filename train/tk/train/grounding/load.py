@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from tk.runtime.text.tokenizer import Tokenizer
 from tk.train.grounding.config import SMALL
 from tk.train.grounding.small import small_config, start_values, thaw_norms
 from tk.train.grounding.vocabulary import small_vocabulary
+from tk.train.pretrained.hub import fetch, is_hub_id
+from tk.train.pretrained.load import load_pretrained, quiet, result_folder
 
 CLASSES = {
     "grounding-dino": "GroundingDinoForObjectDetection",
@@ -129,26 +129,13 @@ def find_folder(model: str) -> Path:
     """
     folder = Path(model)
     if folder.is_dir():
-        # A run folder of this training holds its result in `model`.
-        inner = folder / "model"
-        return inner if (inner / "config.json").is_file() else folder
-    if folder.exists() or model.count("/") != 1 or folder.parent.exists():
-        raise TkError(
-            f"there is no model folder {model}",
-            expected=f"{SMALL}, a Hugging Face folder, a run folder, or a hub id",
-        )
-    import huggingface_hub
-
-    patterns = ["*.json", "*.txt", "*.safetensors"]
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:  # the hub's client and its HTTP library raise dozens of types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise EnvironmentLacks(
-            f"{model} could not be fetched from the hub",
-            found=f"{type(error).__name__}: {reason}",
-            fix="check the spelling and the network, or give a folder with its files",
-        ) from None
+        return result_folder(folder)
+    if is_hub_id(model):
+        return fetch(model)
+    raise TkError(
+        f"there is no model folder {model}",
+        expected=f"{SMALL}, a Hugging Face folder, a run folder, or a hub id",
+    )
 
 
 def _pretrained(folder: Path) -> Any:
@@ -162,23 +149,8 @@ def _pretrained(folder: Path) -> Any:
         raise TkError(
             f"{folder} is not a GroundingDINO model", expected="model_type " + " or ".join(CLASSES)
         )
-    try:
-        with quiet():
-            network, info = getattr(transformers, name).from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=torch.float32,
-                attn_implementation=ATTENTION,
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers, safetensors and torch raise a dozen types
-        raise TkError(
-            f"the weights in {folder} cannot be loaded as {name}",
-            found=" ".join(str(error).split())[:300],
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise TkError(f"{folder} lacks weights of {name}", found="no " + ", ".join(missing[:5]))
-    return network
+    kind = getattr(transformers, name)
+    return load_pretrained(kind, folder, attn_implementation=ATTENTION)
 
 
 def write_model(
@@ -212,20 +184,3 @@ def write_model(
 def remove_model(folder: Path) -> None:
     """Remove what an older training wrote."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hush the bars and reports of transformers; errors are raised all the same."""
-    from transformers.utils import logging
-
-    voice: Any = logging  # its functions carry no types
-    level, bars = voice.get_verbosity(), voice.is_progress_bar_enabled()
-    voice.set_verbosity(CRITICAL)
-    voice.disable_progress_bar()
-    try:
-        yield
-    finally:
-        voice.set_verbosity(level)
-        if bars:
-            voice.enable_progress_bar()

@@ -25,6 +25,7 @@ from tk.train.grounding.load import FACTS, open_start, remove_model, write_model
 from tk.train.grounding.loss import Truth, dense_loss, grounding_loss, weights_of
 from tk.train.grounding.network import forward, level_shapes, normalise
 from tk.train.grounding.phrases import Phrasebook, Variety
+from tk.train.pretrained.load import RESULT
 from tk.train.run.checkpoint import load_checkpoint, result_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.launch import launch
@@ -37,8 +38,6 @@ CACHE_FACTOR = 1.25
 """Pictures are kept a little larger than the canvas, so that a magnified view is not blurred."""
 
 BACKBONES = ("model.backbone.", "model.text_backbone.")
-MODEL = "model"
-"""Folder of the result in the run folder."""
 
 
 class GroundingTask(TrainTask):
@@ -100,7 +99,7 @@ class GroundingTask(TrainTask):
     def begin(self, device: torch.device) -> None:
         """Remove the result of an older training: it must not be taken for this one's."""
         if is_main():
-            remove_model(self.config.out / MODEL)
+            remove_model(self.config.out / RESULT)
 
     def loss(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Loss of the decoder's layers and of the encoder's places."""
@@ -202,7 +201,7 @@ def train_in_process(config: GroundingConfig) -> Path:
 
 def write_result(task: GroundingTask, best: Path, record: Callable[[dict[str, Any]], None]) -> None:
     """Write the best weights as a Hugging Face folder, unless it is there already."""
-    folder = task.config.out / MODEL
+    folder = task.config.out / RESULT
     state = load_checkpoint(best, task.name)
     facts = {
         "step": int(state["step"]),

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Sam2Config as LibraryConfig
 from transformers import Sam2Model
 
-from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
+from tk.train.pretrained.hub import fetch, is_hub_id
+from tk.train.pretrained.load import load_pretrained, result_folder
 from tk.train.sam2.config import SMALL
 from tk.train.sam2.model import Normalisation
 from tk.train.sam2.small import small_config, small_model
@@ -25,10 +22,6 @@ SMALL_SIDE = 256
 
 ACCEPTED = "small, a Hugging Face folder of SAM-2, or a hub id such as facebook/sam2.1-hiera-tiny"
 MODEL_TYPES = ("sam2", "sam2_video")
-MODEL_FOLDER = "model"
-"""Where a run keeps the folder of its result."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_model(given: str, size: int) -> tuple[Sam2Model, Normalisation]:
@@ -48,12 +41,11 @@ def open_model(given: str, size: int) -> tuple[Sam2Model, Normalisation]:
         ), Normalisation()
     path = Path(given)
     if path.is_dir():
-        folder = path / MODEL_FOLDER
-        return _open_folder(folder if (folder / "config.json").is_file() else path, size)
+        return _open_folder(result_folder(path), size)
     if path.is_file():
         raise _is_a_file(path)
-    if _HUB_ID.fullmatch(given) and not path.parent.exists():
-        return _open_folder(_fetch(given), size)
+    if is_hub_id(given):
+        return _open_folder(fetch(given), size)
     raise TkError(f"--model {given} does not exist", expected=ACCEPTED)
 
 
@@ -68,31 +60,6 @@ def _is_a_file(path: Path) -> TkError:
             f'from tk.export.sources.sam2 import load_original; {call}", then --model {path.stem}'
         )
     return TkError(f"training cannot start from the file {path.name}", expected=ACCEPTED, fix=fix)
-
-
-def _fetch(hub_id: str) -> Path:
-    """Folder of a hub model on this machine."""
-    import huggingface_hub
-
-    patterns = ["*.json", "README.md", "LICENSE*", "*.safetensors"]
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=patterns, local_files_only=True
-            )
-        )
-    except Exception:  # not in the cache, whatever the reason: ask the hub
-        pass
-    try:
-        # Asked by itself first: it fails at once where snapshot_download would try many times.
-        huggingface_hub.HfApi().model_info(hub_id, timeout=5.0)
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # the hub's client and its HTTP library raise dozens of types
-        raise EnvironmentLacks(
-            f"{hub_id} could not be fetched: it is no folder here, and not in the hub's cache",
-            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
-            fix="connect to a network, log in if the model is gated, or give a local folder",
-        ) from error
 
 
 def _open_folder(folder: Path, size: int) -> tuple[Sam2Model, Normalisation]:
@@ -141,28 +108,7 @@ def _resized(folder: Path, size: int) -> Any:
 
 def _load(folder: Path, size: int) -> Sam2Model:
     config = _resized(folder, size)
-    try:
-        with _quiet():
-            loaded: Any = Sam2Model.from_pretrained(
-                folder,
-                config=config,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers, safetensors and torch raise a dozen types
-        raise TkError(
-            f"the weights in {folder} cannot be loaded as SAM-2",
-            found=" ".join(str(error).split())[:300],
-            fix="check that config.json and the weights belong together and are whole",
-        ) from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise TkError(
-            f"{folder} lacks {len(missing)} weights of SAM-2",
-            found="no " + ", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
-        )
-    found: Sam2Model = model
+    found: Sam2Model = load_pretrained(Sam2Model, folder, config=config)
     return found
 
 
@@ -174,20 +120,3 @@ def _normalisation(folder: Path) -> Normalisation:
         if "image_mean" in value and "image_std" in value:
             return Normalisation(tuple(value["image_mean"]), tuple(value["image_std"]))
     return Normalisation()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hush the bars and reports of transformers; what they say of weights is checked."""
-    from transformers.utils import logging
-
-    voice: Any = logging  # its functions carry no types
-    level, bars = voice.get_verbosity(), voice.is_progress_bar_enabled()
-    voice.set_verbosity(CRITICAL)
-    voice.disable_progress_bar()
-    try:
-        yield
-    finally:
-        voice.set_verbosity(level)
-        if bars:
-            voice.enable_progress_bar()

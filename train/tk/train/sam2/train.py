@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tk.runtime.errors import TkError
 from tk.runtime.preprocess import ImageSpec
+from tk.train.pretrained.load import RESULT
 from tk.train.run.checkpoint import load_checkpoint, load_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.launch import launch
@@ -24,7 +25,7 @@ from tk.train.sam2.config import Sam2Config
 from tk.train.sam2.data import CanvasStore, Sample, make_sample
 from tk.train.sam2.loss import Weights, filled_boxes, sam2_loss
 from tk.train.sam2.model import freeze, predict, side_of, write_model
-from tk.train.sam2.open import MODEL_FOLDER, open_model
+from tk.train.sam2.open import open_model
 from tk.train.sam2.segment import scene_overlaps
 from tk.train.scenes.coco import Scene, read_scenes, split
 
@@ -63,7 +64,7 @@ class Sam2Task(TrainTask):
     def begin(self, device: torch.device) -> None:
         """Remove the result of an older state of the run, lest it be exported for this one's."""
         if is_main():
-            shutil.rmtree(self.config.out / MODEL_FOLDER, ignore_errors=True)
+            shutil.rmtree(self.config.out / RESULT, ignore_errors=True)
 
     def sample(self, index: int, epoch: int, rng: np.random.Generator) -> Sample:
         """Some objects of a picture and their masks."""
@@ -122,7 +123,7 @@ class Sam2Task(TrainTask):
 
     def finish(self, best: Path, record: Callable[[dict[str, Any]], None]) -> None:
         """Write OUT/model from the best weights, unless it is there already."""
-        folder = self.config.out / MODEL_FOLDER
+        folder = self.config.out / RESULT
         weights = folder / "model.safetensors"
         done = weights.is_file() and weights.stat().st_mtime >= best.stat().st_mtime
         if done or not is_main():

@@ -10,6 +10,15 @@ from typing import Any
 
 from tk.runtime.errors import TkError
 
+RESULT = "model"
+"""Folder in which a run of `tk train` keeps a library's model."""
+
+
+def result_folder(folder: Path) -> Path:
+    """The model folder of a run folder; any other folder itself."""
+    inner = folder / RESULT
+    return inner if (inner / "config.json").is_file() else folder
+
 
 def load_pretrained(kind: Any, path: Path, **options: Any) -> Any:
     """Load a model of transformers in float32 and evaluation mode, without a network.
@@ -26,7 +35,7 @@ def load_pretrained(kind: Any, path: Path, **options: Any) -> Any:
 
     options = {"dtype": torch.float32, "output_loading_info": True, **options}
     try:
-        with _quiet():
+        with quiet():
             if path.is_dir():
                 model, info = kind.from_pretrained(path, local_files_only=True, **options)
             else:
@@ -54,7 +63,7 @@ def load_pretrained(kind: Any, path: Path, **options: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hush the bars and reports of transformers; what they say of weights is checked above."""
     from transformers.utils import logging
 

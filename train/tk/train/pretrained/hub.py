@@ -16,7 +16,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 WEIGHTS = ("*.safetensors", "*.bin")
 """Safe tensors first: `.bin` files are fetched only from a repository that has no others."""
 
-LOCAL_FIX = "give a local folder with its config.json and weights: tk export FOLDER OUT …"
+LOCAL_FIX = "give a local folder with its config.json and weights"
 
 
 def is_hub_id(given: str) -> bool:
