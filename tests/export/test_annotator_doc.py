@@ -33,8 +33,8 @@ SEED = (
 
 
 @cache
-def _help(command: str) -> str:
-    words = [sys.executable, "-m", "tk.cli", command, "--help"]
+def _help(*command: str) -> str:
+    words = [sys.executable, "-m", "tk.cli", *command, "--help"]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
@@ -90,6 +90,9 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands__exist_with_their_options(line: str) -> None:
-    words = shlex.split(line)
-    text = _help(words[1])
+    words = shlex.split(line)[1:]
+    command = words[: 2 if words[0] in ("train", "data") else 1]
+    if "--arch" in words:
+        command += words[words.index("--arch") :][:2]
+    text = _help(*command)
     assert all(word in text for word in words if word.startswith("--"))
