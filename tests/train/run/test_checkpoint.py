@@ -90,3 +90,11 @@ def test_rng_state__repeats_all_generators(tmp_path: Path) -> None:
     draw()
     set_rng_state(load_checkpoint(tmp_path / "a.pth")["rng"])
     assert draw() == first
+
+
+def test_load__a_file_of_another_kind_is_not_advised_to_be_trusted(tmp_path: Path) -> None:
+    (tmp_path / "notes.pth").write_text("#!/bin/sh\necho hello\n")
+    with pytest.raises(TkError, match="cannot be read as a checkpoint") as caught:
+        load_checkpoint(tmp_path / "notes.pth")
+    assert "weights_only" not in str(caught.value)
+    assert "tensors and plain values" in str(caught.value)

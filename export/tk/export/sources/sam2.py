@@ -29,6 +29,7 @@ from tk.runtime.files import read_json
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
 from tk.train.pretrained.load import load_pretrained
+from tk.train.run.checkpoint import why_unreadable
 
 MAX_BOXES = 16
 """Boxes per decoder call; the runtime takes more in chunks. Measured at 1024 pixels with ONNX
@@ -114,7 +115,7 @@ def _read_original(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises half a dozen types on broken or foreign files
         raise TkError(
             f"{path.name} cannot be read as a checkpoint of sam2",
-            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
+            found=why_unreadable(error),
         ) from error
     state = saved.get("model", saved) if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -124,7 +124,7 @@ class Tokenizer:
         if strange := self._strange(text, encoding):
             places = ", ".join(repr(phrase) for phrase in phrases(text) if _has(phrase, strange))
             raise TkError(
-                f"the detector {self.name} does not know {', '.join(map(repr, strange))}",
+                f"the vocabulary of {self.name} does not know {', '.join(map(repr, strange))}",
                 expected="words that its vocabulary can spell; published weights read English",
                 found=f"{UNKNOWN} tokens in the phrase {places} of the prompt {text!r}",
                 fix='say it in English, for example --prompt "wrench . pliers ."',

@@ -24,7 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tk.runtime.errors import TkError
-from tk.train.run.checkpoint import FORMAT, config_of, load_checkpoint, result_weights
+from tk.train.run.checkpoint import (
+    FORMAT,
+    config_of,
+    load_checkpoint,
+    result_weights,
+    why_unreadable,
+)
 
 State = dict[str, Tensor]
 
@@ -78,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
                 expected="tensors and plain values only",
                 fix="save model.state_dict() instead of the model, or make a .safetensors file",
             ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = why_unreadable(error)
         raise TkError(
             f"{path} holds no weights that can be loaded safely: damaged, or another kind of file",
             expected=".pth or .pt written by torch.save, or .safetensors",

@@ -84,14 +84,19 @@ def open_start(model: str, names: Iterable[str]) -> Start:
             parameter.requires_grad_(True)
         return _start(network, words, SMALL, {})
     folder = find_folder(model)
+    network = _pretrained(folder)  # first, for it says whether this is such a model at all
     read: Any = transformers.AutoTokenizer
     try:
         words = read.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise a dozen types
-        raise TkError(f"the tokenizer in {model} cannot be read: {error}") from None
+        raise TkError(
+            f"the tokenizer in {model} cannot be read",
+            expected="tokenizer.json or vocab.txt beside the weights",
+            found=" ".join(str(error).split())[:200],
+        ) from None
     file = folder / PREPROCESSING
     preprocessing = read_json(file) if file.is_file() else {}
-    return _start(_pretrained(folder), words, model, preprocessing)
+    return _start(network, words, model, preprocessing)
 
 
 def _start(network: Any, words: Any, name: str, preprocessing: dict[str, Any]) -> Start:
@@ -147,7 +152,9 @@ def _pretrained(folder: Path) -> Any:
     name = CLASSES.get(str(facts.get("model_type"))) if isinstance(facts, dict) else None
     if name is None:
         raise TkError(
-            f"{folder} is not a GroundingDINO model", expected="model_type " + " or ".join(CLASSES)
+            f"{folder} is not a GroundingDINO model",
+            expected="model_type " + " or ".join(CLASSES),
+            found=f"model_type {facts.get('model_type')!r}" if isinstance(facts, dict) else "",
         )
     kind = getattr(transformers, name)
     return load_pretrained(kind, folder, attn_implementation=ATTENTION)

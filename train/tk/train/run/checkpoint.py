@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,24 @@ def load_checkpoint(path: Path, task: str | None = None) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises six kinds, all of which mean the same here
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TkError(
             f"{path} cannot be read as a checkpoint: truncated, or not written by tk train",
-            found=reason,
+            found=why_unreadable(error),
             fix="use another checkpoint of the run (checkpoint_last.pth, checkpoint_best.pth)",
         ) from None
     _check_format(path, state, task)
     checked: dict[str, Any] = state
     return checked
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line on why `torch.load(weights_only=True)` refused a file.
+
+    Torch's own words for a foreign file advise to load it without that safety: they are left out.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "something else than tensors and plain values written by torch.save"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_format(path: Path, state: Any, task: str | None) -> None:

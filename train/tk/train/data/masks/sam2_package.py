@@ -14,6 +14,7 @@ from torch import nn
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.preprocess import Image
 from tk.train.data.masks.masker import Answer, config_for, lacks, one_line
+from tk.train.run.checkpoint import why_unreadable
 
 
 class PackageMasker:
@@ -182,7 +183,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         raise TkError(
             f"{path} cannot be read as a checkpoint of SAM-2",
             expected='{"model": weights}, whole; nothing in it is executed',
-            found=one_line(error),
+            found=why_unreadable(error),
             fix="download it again: a broken-off download looks like this",
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
