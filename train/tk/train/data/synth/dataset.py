@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +15,9 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from tk.runtime.errors import TkError
 from tk.runtime.files import atomic_folder
 from tk.runtime.progress import progress
+from tk.train.data.parallel import check_counts, in_order
 from tk.train.data.synth.scene import CLASSES, Scene, check_size, render_scene
 
 MARGIN = 0.1
@@ -66,13 +59,14 @@ def write_tools_dataset(
     Raises:
         TkError: an argument is out of range, or `out` is not empty and `overwrite` is false.
     """
-    _check(images=images, size=size, seed=seed, workers=workers)
+    check_counts(images=images, seed=seed, workers=workers)
+    check_size(size)
     with atomic_folder(out, overwrite=overwrite) as folder:
         _make_folders(folder)
         entries: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         job = partial(_write_scene, folder, seed, size)
-        with progress("scenes", images) as bar, _results(job, images, workers) as scenes:
+        with progress("scenes", images) as bar, in_order(job, range(images), workers) as scenes:
             for entry, found in scenes:
                 entries.append(entry)
                 for annotation in found:
@@ -114,17 +108,6 @@ def crop_window(box: NDArray[np.float32], width: int, height: int) -> tuple[int,
     )
 
 
-def _check(*, images: int, size: int, seed: int, workers: int) -> None:
-    for name, value, least in (("images", images, 1), ("seed", seed, 0), ("workers", workers, 1)):
-        if value < least:
-            raise TkError(
-                f"the number given for --{name} is too small",
-                expected=f"{least} or greater",
-                found=str(value),
-            )
-    check_size(size)
-
-
 def _make_folders(folder: Path) -> None:
     (folder / "images").mkdir()
     for name in CLASSES:
@@ -133,29 +116,6 @@ def _make_folders(folder: Path) -> None:
 
 
 Written = tuple[dict[str, Any], list[dict[str, Any]]]
-
-
-@contextmanager
-def _results(job: partial[Written], images: int, workers: int) -> Iterator[Iterator[Written]]:
-    """The results of the scenes 0, 1, ..., in that order, from this process or from several."""
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            yield map(job, range(images))
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, images),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    )
-    try:
-        yield pool.map(job, range(images), chunksize=max(1, min(16, images // (4 * workers))))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_scene(folder: Path, seed: int, size: int, index: int) -> Written:
@@ -199,15 +159,3 @@ def _write_crop(
     ):
         _, data = cv2.imencode(path.suffix, image, extra)
         path.write_bytes(data.tobytes())
-
-
-def _start_worker(parent: int) -> None:
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: after a kill -9 nobody else would."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
