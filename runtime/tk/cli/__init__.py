@@ -15,7 +15,10 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("tk.cli.demo", "The whole chain on generated scenes, offline, minutes on a laptop."),
     "doctor": ("tk.runtime.cli", "What this machine has and lacks: devices, back ends, versions."),
-    "data": ("tk.train.cli", "Prepare data: generated scenes, digits, masks by SAM-2."),
+    "data": (
+        "tk.train.cli",
+        "Prepare data: scenes, steel defects, digits, masks by SAM-2.",
+    ),
     "train": ("tk.train.cli", "Train a detector, a segmenter or an embedder."),
     "export": ("tk.export.cli", "Turn a checkpoint into a bundle, proved against PyTorch."),
     "verify": ("tk.runtime.cli", "Check a bundle: hashes and parity again, without PyTorch."),

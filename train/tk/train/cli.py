@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tk.cli import group
+from tk.train.data.steel.cli import add_steel_commands
 from tk.train.detector.config import DetectorConfig
 from tk.train.embedder.config import EmbedderConfig
 from tk.train.grounding.config import GroundingConfig
@@ -18,7 +19,7 @@ from tk.train.run.options import command_class, make_command
 from tk.train.sam2.config import Sam2Config
 from tk.train.segmenter.config import SegmenterConfig
 
-data = group("Prepare data: generated scenes with boxes, masks and classes.")
+data = group("Prepare data: generated scenes and steel, defects and patches, masks by SAM-2.")
 train = group("Train a detector, a segmenter or an embedder.")
 
 
@@ -26,28 +27,57 @@ class Kind(str, Enum):
     """What is drawn."""
 
     tools = "tools"
+    steel = "steel"
 
 
 @data.command()
 def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    kind: Annotated[Kind, typer.Option(help="tools: eleven hand tools.")] = Kind.tools,
-    images: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 100,
+    kind: Annotated[Kind, typer.Option(help="What to draw, see above.")] = Kind.tools,
+    images: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 100,
     size: Annotated[
-        int, typer.Option(min=256, max=4000, help="Longer side of a scene, pixels.")
-    ] = 640,
+        int | None,
+        typer.Option(min=256, max=4000, help="tools: longer side, pixels; 640 if not given."),
+    ] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="steel: each kind of defect as often as the others.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; does not change a pixel.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Draw scenes: OUT/images, OUT/annotations.json (COCO, RLE), OUT/crops/<class>/.
+    """Draw pictures whose truth is known.
 
-    Example: tk data synth scenes --images 200 --size 640 --seed 1 --workers 2
+    \b
+    tools:  scenes of eleven hand tools: OUT/images, OUT/annotations.json (COCO, RLE),
+            OUT/crops/<class>/
+    steel:  strips of rolled steel with four kinds of defects, as rare as Severstal's, in its
+            layout: OUT/train.csv, OUT/train_images/; 1600x256 pixels
+
+    \b
+    Examples:  tk data synth scenes --images 200 --size 640 --seed 1 --workers 2
+               tk data synth steel --kind steel --images 2000 --workers 2
     """
+    from tk.runtime.errors import TkError
+
+    if kind is Kind.steel:
+        if size is not None:
+            raise TkError("--size is for tools", expected="no --size: steel is 1600x256 pixels")
+        from tk.train.data.steel.dataset import write_steel_dataset
+
+        strips = write_steel_dataset(
+            out, images=images, seed=seed, balanced=balanced, workers=workers, overwrite=overwrite
+        )
+        kinds = ", ".join(f"class {key}: {count}" for key, count in strips.per_class.items())
+        print(f"{out}: {images} strips, {strips.without} without a defect; masks of {kinds}")
+        print(f"next: tk data severstal {out} PREPARED")
+        return
+    if balanced:
+        raise TkError("--balanced is for steel", fix="add --kind steel")
     from tk.train.data.synth.dataset import write_tools_dataset
 
     done = write_tools_dataset(
-        out, images=images, size=size, seed=seed, workers=workers, overwrite=overwrite
+        out, images=images, size=size or 640, seed=seed, workers=workers, overwrite=overwrite
     )
     print(f"{out}: {done.images} {kind.value} scenes, {done.objects} objects")
 
@@ -123,6 +153,9 @@ def digits(
 
     count = write_digits(out, size=size, overwrite=overwrite)
     print(f"{out}: {count} digits of 10 classes; next: tk train embedder --data {out} --out RUN")
+
+
+add_steel_commands(data)
 
 
 def _train_detector(config: DetectorConfig) -> Path:

@@ -24,8 +24,10 @@ from tk.runtime.masks import BoxMask
 from tk.runtime.preprocess import CropSpec, Image, cut_crop
 from tk.train.embedder.rules import Exclusion, merged_classes, nfc
 
-_PHOTO = re.compile(r"(.*\d{3,})[_-]\d{1,3}")
-"""`scene_00012_03`: the third crop of photo `scene_00012`; `DSCN_1234` is a photo of its own."""
+_PHOTO = re.compile(r"(.+)_patch_\d+|(.*\d{3,})[_-]\d{1,3}")
+"""`scene_00012_03`: the third crop of photo `scene_00012`; `DSCN_1234` is a photo of its own.
+
+`0002cc93b_patch_2` of `tk data patches`: the second of `0002cc93b`, whatever that name ends in."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _of_folder(folder: Path, label: int) -> list[CropFile]:
         names += [masks.get(f"{stem}_mask"), masks.get(stem)]
         match = _PHOTO.fullmatch(stem)
         mask = next((name for name in names if name is not None), None)
-        found.append(CropFile(path, label, match[1] if match else stem, mask))
+        found.append(CropFile(path, label, match[1] or match[2] if match else stem, mask))
     return found
 
 
