@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import shutil
@@ -54,12 +55,16 @@ def download_severstal(data: Path, *, overwrite: bool = False) -> int:
     waiting = data.with_name(f".{data.name}.download")
     waiting.mkdir(parents=True, exist_ok=True)
     archive = waiting / f"{COMPETITION}.zip"
-    _fetch(client, waiting)
+    try:
+        _fetch(client, waiting)
+    finally:
+        if not any(waiting.iterdir()):
+            waiting.rmdir()
     if not archive.is_file():
         raise CheckFailed(
             "Kaggle's client did not leave the archive where it was told to",
             expected=str(archive),
-            found=", ".join(sorted(path.name for path in waiting.iterdir())) or "nothing",
+            found=", ".join(sorted(path.name for path in waiting.glob("*"))) or "nothing",
         )
     with atomic_folder(data, overwrite=overwrite) as folder:
         count = _unpack(archive, folder)
@@ -99,6 +104,8 @@ def _fetch(client: KaggleClient, folder: Path) -> None:
     try:
         client.competition_download_files(COMPETITION, path=str(folder), quiet=False)
     except Exception as error:  # requests' and the client's own, which cannot be imported here
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         status = getattr(getattr(error, "response", None), "status_code", None)
         status = status or getattr(error, "status", None)  # ApiException of kaggle 1.x
         fixes: dict[Any, str] = {

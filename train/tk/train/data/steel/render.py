@@ -52,11 +52,12 @@ def render_strip(seed: int, index: int, *, balanced: bool = False) -> Strip:
     gain = np.ones(SHAPE, np.float32)
     for _ in range(int(rng.poisson(1.6))):
         MARKS[int(rng.integers(len(MARKS)))](rng, plate, gain)
-    masks = {kind: DEFECTS[kind](rng, plate, gain) for kind in _kinds(rng, balanced)}
+    masks = {kind: DEFECTS[kind](rng, plate, gain) for kind in draw_kinds(rng, balanced=balanced)}
     return Strip(photograph(rng, plate.levels * gain), masks)
 
 
-def _kinds(rng: np.random.Generator, balanced: bool) -> list[int]:
+def draw_kinds(rng: np.random.Generator, *, balanced: bool) -> list[int]:
+    """ClassIds of the defects of one strip, ascending; none for a good one."""
     if rng.random() < _WITHOUT:
         return []
     counts = np.ones(len(DEFECTS)) if balanced else np.asarray(SEVERSTAL_MASKS, np.float64)
