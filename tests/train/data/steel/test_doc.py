@@ -1,0 +1,45 @@
+"""docs/defects.md tells the truth: its commands and options exist, with the defaults it states."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from tk.train.cli import data
+
+ROOT = Path(__file__).parents[4]
+TEXT = (ROOT / "docs" / "defects.md").read_text("utf-8")
+COMMANDS = [
+    shlex.split(line.split("#")[0])
+    for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("tk data ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_doc__commands_and_options_exist(words: list[str]) -> None:
+    group = typer.main.get_command(data)
+    command = group.commands[words[2]]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_doc__defaults_and_pictures() -> None:
+    group = typer.main.get_command(data)
+    defaults = {
+        option: parameter.default
+        for name in ("severstal", "patches")
+        for parameter in group.commands[name].params  # type: ignore[attr-defined]
+        for option in parameter.opts
+    }
+    stated = re.findall(r"`(--(?:min|context|target|max)[a-z-]*) ([\d.]+)`", TEXT)
+    assert len(stated) == 5
+    for option, value in stated:
+        assert float(value) == defaults[option], option
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert len(pictures) == 2 and all((ROOT / "docs" / name).is_file() for name in pictures)
