@@ -79,6 +79,17 @@ def test_download__unpacked_and_the_archive_gone(client: StandIn, tmp_path: Path
     assert download_severstal(tmp_path / "steel", overwrite=True) == 3
 
 
+def test_download__into_the_folder_one_stands_in(
+    client: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TkError, match="exists already"):
+        download_severstal(Path("."))
+    assert download_severstal(Path("steel")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "steel"]
+
+
 def test_download__goes_on_where_it_stopped(client: StandIn, tmp_path: Path) -> None:
     client.error = OSError("connection lost")
     with pytest.raises(EnvironmentLacks, match="connection lost") as caught:

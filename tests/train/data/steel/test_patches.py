@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
 from tk.runtime.images import read_image
-from tk.train.data.steel.background import first_lit
+from tk.train.data.steel.background import first_lit, plan_background
 from tk.train.data.steel.patches import PatchSummary, cut_patches
 from tk.train.data.steel.prepare import prepare_severstal
+from tk.train.data.steel.prepared import Defect, DefectImage
 from tk.train.data.steel.runs import encode_column_runs
 from tk.train.data.steel.table import write_table
 from tk.train.embedder.data import find_crops
@@ -146,6 +147,14 @@ def test_patches__background_of_good_strips(prepared: Path, tmp_path: Path) -> N
         "5 of them at --max-per-image 5",
         "4",
     )
+
+
+def test_background__not_of_strips_with_a_splinter() -> None:
+    good = DefectImage("good.jpg", 100, 40)
+    splinter = DefectImage("splinter.jpg", 100, 40, small=1)
+    bad = DefectImage("bad.jpg", 100, 40, (Defect(1, (0, 0, 9, 9), 40),))
+    plan = plan_background([bad, splinter, good], [20], 3, most=3, seed=0)
+    assert list(plan) == ["good.jpg"] and len(plan["good.jpg"]) == 3
 
 
 def test_first_lit__steel_and_not_the_black_beside_it() -> None:

@@ -126,6 +126,39 @@ def test_regions__as_scipy_labels_them() -> None:
         assert min(region.pixels.shape) >= 8
 
 
+def test_prepare__draws_every_class_in_turn(data: Path, tmp_path: Path) -> None:
+    write_image(data / "train_images" / "zz.jpg")
+    with open(data / "train.csv", "a") as file:
+        file.write(f"zz.jpg,4,{encode_column_runs(two_parts())}\n")
+    prepare_severstal(data, tmp_path / "out", pictures=4)
+    drawn = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    # 0007a71bf has class 3 and 4: it stands for one of them only.
+    assert drawn == ["0002cc93b_annotated.jpg", "0007a71bf_annotated.jpg", "zz_annotated.jpg"]
+    prepare_severstal(data, tmp_path / "none", pictures=0)
+    assert not (tmp_path / "none" / "pictures").exists()
+
+
+def test_regions__limits_on_area_and_on_sides() -> None:
+    line = blank().astype(np.uint8)
+    cv2.line(line, (10, 10), (40, 40), 1, 1)  # 31x31 pixels, without an area
+    line[5:55, 60:67] = 1  # 7 wide
+    line[5:55, 80:88] = 1  # 8 wide
+    regions, dropped = find_regions(line > 0, Limits(32, 8))
+    assert [region.box for region in regions] == [(80, 5, 88, 55)]
+    assert dropped == 2
+    assert len(find_regions(line > 0, Limits(0, 8))[0]) == 2
+    assert len(find_regions(line > 0, Limits(32, 7))[0]) == 2
+    # Through the pixels' centres: 7 x 49.
+    assert len(find_regions(line > 0, Limits(7 * 49, 8))[0]) == 1
+    assert not find_regions(line > 0, Limits(7 * 49 + 1, 8))[0]
+
+
+@pytest.mark.parametrize(("area", "side"), [(-1, 8), (float("nan"), 8), (32, 0)])
+def test_limits__out_of_range(area: float, side: int) -> None:
+    with pytest.raises(TkError, match="--min-contour-area"):
+        Limits(area, side)
+
+
 def test_prepare__does_not_depend_on_workers(data: Path, tmp_path: Path) -> None:
     prepare_severstal(data, tmp_path / "one")
     prepare_severstal(data, tmp_path / "two", workers=2)

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tk.runtime.errors import TkError
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -33,12 +35,23 @@ class Limits:
 
     Attributes:
         min_contour_area: least area inside a contour, as `cv2.contourArea` gives it: that of the
-            polygon through the pixels' centres, so a line one pixel wide has none.
-        min_box: least width and least height of a box, pixels.
+            polygon through the pixels' centres, so a line one pixel wide has none; 0 or more.
+        min_box: least width and least height of a box, pixels, 1 or more.
+
+    Raises:
+        TkError: one of them is out of range.
     """
 
     min_contour_area: float = 32
     min_box: int = 8
+
+    def __post_init__(self) -> None:
+        if not (self.min_contour_area >= 0 and self.min_box >= 1):  # NaN is refused too
+            raise TkError(
+                "what is too small for a defect is out of range",
+                expected="--min-contour-area of 0 or more, --min-box of 1 or more",
+                found=f"{self.min_contour_area} and {self.min_box}",
+            )
 
 
 def find_regions(mask: NDArray[np.bool_], limits: Limits) -> tuple[list[Region], int]:

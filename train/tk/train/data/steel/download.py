@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -52,7 +53,8 @@ def download_severstal(data: Path, *, overwrite: bool = False) -> int:
     """
     refuse_existing(data, overwrite=overwrite)
     client = open_client()
-    waiting = data.with_name(f".{data.name}.download")
+    place = Path(os.path.abspath(data))  # "." has no name to put a word to
+    waiting = place.with_name(f".{place.name}.download")
     waiting.mkdir(parents=True, exist_ok=True)
     archive = waiting / f"{COMPETITION}.zip"
     try:
