@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tk.runtime.backends.registry import BACKENDS, Backend
-from tk.runtime.bundle import PROBE, Bundle
-from tk.runtime.errors import EnvironmentLacks
+from tk.runtime.backends.base import Session
+from tk.runtime.backends.registry import BACKENDS, PRECISIONS, Backend
+from tk.runtime.bundle import MANIFEST, PARITY, PROBE, Bundle
+from tk.runtime.choice import Pair, Wish, read_wish
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.files import locked, read_json, sha256_file, write_json
 from tk.runtime.parity import Measure, compare, run_parts
+
+Probe = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -19,14 +27,18 @@ class VerifyRow:
 
     Attributes:
         precision, backend: the pair.
-        skipped: why it could not run here; "" when it ran.
+        files: what was run, part -> file of the bundle.
+        judged: whether the gate of `tk export` passed it; only then anything uses it.
+        skipped: why it did not run here; "" when it ran.
         measures: part -> figures.
     """
 
     precision: str
     backend: str
-    skipped: str
-    measures: dict[str, list[Measure]]
+    files: dict[str, str] = field(default_factory=dict)
+    judged: bool = True
+    skipped: str = ""
+    measures: dict[str, list[Measure]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -34,54 +46,158 @@ class VerifyRow:
         return all(measure.passed for rows in self.measures.values() for measure in rows)
 
 
-def verify(path: Path, threads: int = 0) -> tuple[Bundle, list[VerifyRow]]:
-    """Verify a bundle.
+def verify(
+    path: Path,
+    threads: int = 0,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+) -> tuple[Bundle, list[VerifyRow]]:
+    """Verify a bundle: every hash, then every (precision, back end) that this machine can run.
+
+    Args:
+        path: the bundle.
+        threads: for back ends on the CPU; 0 takes all cores.
+        device, precision, backend: leave the others out; as for `Bundle.session`.
+
+    Returns:
+        The bundle, and a row per (precision, back end) for which it holds files.
 
     Raises:
         TkError: not a bundle. CheckFailed: a file was changed.
         EnvironmentLacks: no back end of this machine can run it.
     """
     bundle = Bundle.open(path)
+    wish = read_wish(device, precision, backend)
     with np.load(path / PROBE, allow_pickle=False) as archive:
         probe = {name: archive[name] for name in archive.files}
-    precisions = sorted({artifact.precision for artifact in bundle.manifest.artifacts})
-    rows = [
-        _verify_pair(bundle, probe, precision, backend, threads)
-        for precision in precisions
-        for backend in BACKENDS.values()
-    ]
+    rows = []
+    for name in PRECISIONS:
+        for item in BACKENDS.values():
+            chosen = _chosen(bundle, name, item, wish)
+            if chosen:
+                rows.append(_verify_pairs(bundle, probe, name, item, chosen, wish, threads))
+    if not rows:
+        raise TkError(
+            f"bundle {path.name} holds no files for {wish}",
+            found=", ".join(sorted({item.file for item in bundle.manifest.artifacts})),
+        )
     if all(row.skipped for row in rows):
         raise EnvironmentLacks(
             f"nothing in bundle {path.name} runs on this machine",
-            found="; ".join(f"{row.backend}: {row.skipped}" for row in rows),
+            found="; ".join(f"{row.precision} on {row.backend}: {row.skipped}" for row in rows),
             fix="tk doctor",
         )
     return bundle, rows
 
 
-def _verify_pair(
+def _chosen(bundle: Bundle, precision: str, backend: Backend, wish: Wish) -> dict[str, Pair]:
+    """The pair that each part would run on; empty when no part has the precision.
+
+    A part without the precision runs in float32: a text side is often left so.
+    """
+    chosen: dict[str, Pair] = {}
+    for part in bundle.manifest.parts:
+        own = [pair for pair in bundle.pairs(part) if pair.backend is backend]
+        of_precision = [pair for pair in own if pair.artifact.precision == precision]
+        asked = [pair for pair in of_precision if wish.allows(pair)]
+        rest = [pair for pair in own if pair.artifact.precision == "fp32"]
+        pairs = asked if of_precision else rest
+        if not pairs:
+            return {}
+        # Of several plans of one part the one for this machine.
+        fitting = [pair for pair in pairs if not pair.refusal(wish.device)] or pairs
+        chosen[part] = fitting[0]
+    asked_for = any(pair.artifact.precision == precision for pair in chosen.values())
+    return chosen if asked_for else {}
+
+
+def _verify_pairs(
     bundle: Bundle,
-    probe: dict[str, np.ndarray],  # type: ignore[type-arg]
+    probe: Probe,
     precision: str,
     backend: Backend,
+    chosen: Mapping[str, Pair],
+    wish: Wish,
     threads: int,
 ) -> VerifyRow:
-    if lack := backend.load().missing():
-        return VerifyRow(precision, backend.name, lack, {})
-    manifest = bundle.manifest
-    sessions = {
-        part: bundle.session(part, device=backend.device, precision=precision, threads=threads)
-        for part in manifest.parts
-    }
+    row = VerifyRow(
+        precision,
+        backend.name,
+        {part: pair.artifact.file for part, pair in chosen.items()},
+        all(pair.passed for pair in chosen.values()),
+    )
+    reasons = [reason for pair in chosen.values() if (reason := pair.refusal(wish.device))]
+    if failed := [pair.artifact.file for pair in chosen.values() if pair.passed is False]:
+        reasons.append(f"{', '.join(failed)} failed the gate when it was exported")
+    if reasons:
+        return replace(row, skipped=reasons[0])
+    sessions: dict[str, Session] = {}
+    try:
+        for part, pair in chosen.items():
+            sessions[part] = bundle.open_pair(pair, device=wish.device, threads=threads)
+        return replace(row, measures=_measure(bundle.manifest.task, sessions, probe, precision))
+    except EnvironmentLacks:
+        raise
+    except TkError as error:
+        if row.judged:  # it ran where it was exported, so this is a finding
+            raise
+        return replace(row, skipped=str(error).replace("\n", " "))
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def _measure(
+    task: str, sessions: Mapping[str, Session], probe: Probe, precision: str
+) -> dict[str, list[Measure]]:
+    """Figures by part; of the parts whose answers the probe holds."""
     inputs = {name.removeprefix("input/"): v for name, v in probe.items() if "input/" in name}
-    outputs = run_parts(manifest.task, sessions, inputs)
     measures = {}
-    for part, found in outputs.items():
+    for part, found in run_parts(task, sessions, inputs).items():
         prefix = f"output/{part}/"
         expected = {n.removeprefix(prefix): v for n, v in probe.items() if n.startswith(prefix)}
         if expected:
             own = {name: found[name] for name in expected}
-            measures[part] = compare(manifest.task, part, expected, own, precision)
-    for session in sessions.values():
-        session.close()
-    return VerifyRow(precision, backend.name, "", measures)
+            measures[part] = compare(task, part, expected, own, precision)
+    return measures
+
+
+def record(bundle: Bundle, rows: Iterable[VerifyRow]) -> list[str]:
+    """Keep the verdicts of pairs that passed here and that the gate had never judged.
+
+    Other files of the bundle stay as they are. The manifest is replaced last, under a lock: a
+    reader sees the old bundle or the new one, or is told in between that a file was changed.
+
+    Returns:
+        What was added, `FILE on BACKEND`.
+
+    Raises:
+        CheckFailed: somebody changed the bundle meanwhile.
+    """
+    new = [
+        (file, row.backend)
+        for row in rows
+        if row.measures and row.passed and not row.judged
+        for file in row.files.values()
+    ]
+    with locked(bundle.path):
+        current = Bundle.open(bundle.path)
+        added = [pair for pair in dict.fromkeys(new) if pair not in current.verdicts]
+        if not added:
+            return []
+        if current.manifest != bundle.manifest:
+            raise CheckFailed(
+                f"bundle {bundle.path.name} was changed meanwhile", fix="tk verify once more"
+            )
+        parity = read_json(bundle.path / PARITY)
+        parity["verdicts"] += [
+            {"file": file, "backend": backend, "passed": True, "by": "tk verify"}
+            for file, backend in added
+        ]
+        write_json(bundle.path / PARITY, parity)
+        files = {**current.manifest.files, PARITY: sha256_file(bundle.path / PARITY)}
+        manifest = current.manifest.with_artifacts(list(current.manifest.artifacts), files)
+        write_json(bundle.path / MANIFEST, manifest.to_json())
+    return [f"{file} on {backend}" for file, backend in added]

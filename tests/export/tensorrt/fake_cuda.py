@@ -36,6 +36,7 @@ class FakeCuda:
         recording: the stream's work goes here while a graph is recorded.
         breaks_recording: pretend that the work cannot be recorded.
         launches: number of graph launches.
+        device: number of the GPU that was chosen last.
     """
 
     def __init__(self, version: str = "13.5", free: int = 1 << 30) -> None:
@@ -44,7 +45,7 @@ class FakeCuda:
         self.sizes: dict[int, int] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.breaks_recording = False
-        self.launches = self.records = 0
+        self.launches = self.records = self.device = 0
         self.module = self._make(version)
 
     def queue(self, work: Callable[[], None]) -> None:
@@ -87,6 +88,10 @@ class FakeCuda:
 
     def _cudaFreeHost(self, address: int) -> tuple[Any]:
         del self.live[address], self.sizes[address]
+        return (self.error.cudaSuccess,)
+
+    def _cudaSetDevice(self, device: int) -> tuple[Any]:
+        self.device = device
         return (self.error.cudaSuccess,)
 
     def _cudaMemGetInfo(self) -> tuple[Any, int, int]:

@@ -39,8 +39,8 @@ def cuda_python() -> bool:
     return util.find_spec("cuda") is not None and util.find_spec("cuda.bindings") is not None
 
 
-def the_gpu() -> Gpu:
-    """The GPU that CUDA takes when nothing else is said.
+def the_gpu(index: int = 0) -> Gpu:
+    """The GPU with this number; the first is what CUDA takes when nothing else is said.
 
     Raises:
         EnvironmentLacks: there is none.
@@ -52,7 +52,13 @@ def the_gpu() -> Gpu:
             fix="look at nvidia-smi (on a Jetson: tegrastats) and CUDA_VISIBLE_DEVICES; "
             "tk doctor lists what there is",
         )
-    return gpus[0]
+    if index >= len(gpus):
+        raise EnvironmentLacks(
+            f"there is no GPU {index}",
+            expected=f"a number from 0 to {len(gpus) - 1}",
+            fix="tk doctor lists the GPUs; CUDA_VISIBLE_DEVICES hides some and numbers the rest",
+        )
+    return gpus[index]
 
 
 def load(name: str = WHOLE) -> Any:
