@@ -193,8 +193,8 @@ def add_artifact(
         parity["verdicts"].append(row)
     write_json(folder / PARITY, parity)
     manifest = manifest_from_json(read_json(folder / MANIFEST), folder.name)
-    facts = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    artifacts = [*manifest.artifacts, replace(artifact, **facts)]
+    added = replace(artifact, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    artifacts = [*manifest.artifacts, added]
     files = {name: sha256_file(folder / name) for name in manifest.files}
     write_json(folder / MANIFEST, manifest.with_artifacts(artifacts, files).to_json())
 

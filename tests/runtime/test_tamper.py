@@ -13,6 +13,7 @@ from tests import tiny_bundles
 from tests.export.tensorrt.world import GPU, World
 
 from tk.runtime.backends.onnxrt import session as onnxrt
+from tk.runtime.backends.onnxrt.library import load_graph
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.files import read_json, write_json
@@ -36,11 +37,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Graphs that reached ONNX Runtime."""
     seen: list[bytes] = []
-    real = onnxrt.load_graph
 
     def load(data: bytes, *rest: Any) -> Any:
         seen.append(data)
-        return real(data, *rest)
+        return load_graph(data, *rest)
 
     monkeypatch.setattr(onnxrt, "load_graph", load)
     return seen
@@ -84,6 +84,16 @@ def flip(place: float) -> Callable[[Path], None]:
     return tamper
 
 
+def turn_into_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def turn_into_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/nowhere")
+
+
 TAMPERS: dict[str, Callable[[Path], Any]] = {
     "first byte": flip(0),
     "middle byte": flip(0.5),
@@ -93,8 +103,8 @@ TAMPERS: dict[str, Callable[[Path], Any]] = {
     "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
     "empty": lambda file: file.write_bytes(b""),
     "missing": lambda file: file.unlink(),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "dangling link": lambda file: (file.unlink(), file.symlink_to("/nowhere")),
+    "a folder": turn_into_folder,
+    "dangling link": turn_into_link,
 }
 
 

@@ -35,6 +35,7 @@ class FakeCuda:
         live: what is held: memory by address, handles by identity.
         recording: the stream's work goes here while a graph is recorded.
         breaks_recording: pretend that the work cannot be recorded.
+        pins: whether host memory can be pinned.
         launches: number of graph launches.
         device: number of the GPU that was chosen last.
     """
@@ -45,6 +46,7 @@ class FakeCuda:
         self.sizes: dict[int, int] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.breaks_recording = False
+        self.pins = True
         self.launches = self.records = self.device = 0
         self.module = self._make(version)
 
@@ -80,6 +82,8 @@ class FakeCuda:
         return self._take(size)
 
     def _cudaMallocHost(self, size: int) -> tuple[Any, int]:
+        if not self.pins:
+            return self.error.cudaErrorMemoryAllocation, 0
         return self._take(size)
 
     def _cudaFree(self, address: int) -> tuple[Any]:
