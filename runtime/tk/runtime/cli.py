@@ -245,6 +245,7 @@ def annotate(
     )
     for session in summary["sessions"]:
         print(f"  {session['name']} on {session['backend']}: {session['why']}")
+    print(f"  search: {summary['search']}")
     print(f"results: {out}/predictions.json, timings.csv, pictures/; look: tk report {out}")
 
 

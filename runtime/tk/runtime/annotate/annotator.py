@@ -99,7 +99,7 @@ class Chain:
         self.segmenter = Segmenter(Bundle.open(models.segmenter, "segmenter"), **session)
         self.embedder = Embedder(Bundle.open(models.embedder, "embedder"), **session)
         self.gallery = load_gallery(gallery, self.embedder)
-        self.search = PrototypeSearch(self.gallery, options.search)
+        self.search = PrototypeSearch(self.gallery, options.search, options.device)
         self.threshold = (
             self.gallery.thresholds.get(options.search, -1.0)
             if options.unknown_threshold is None
@@ -299,5 +299,6 @@ def _summary(
             }
             for s in chain.sessions
         ],
+        "search": chain.search.place,
         "options": asdict(options),
     }

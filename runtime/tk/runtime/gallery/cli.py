@@ -141,7 +141,13 @@ def gallery_evaluate(
     opened = open_gallery(gallery)
     head, cutter = _heads(embedder, segmenter, device, threads)
     figures = evaluate_gallery(
-        opened, references, head, cutter, search=search.value, threshold=unknown_threshold
+        opened,
+        references,
+        head,
+        cutter,
+        search=search.value,
+        threshold=unknown_threshold,
+        device=device,
     )
     if as_json:
         print_json(figures)
@@ -175,7 +181,14 @@ def gallery_search(
     opened = open_gallery(gallery)
     head, cutter = _heads(embedder, segmenter, device, threads)
     found = rank_pictures(
-        opened, images, head, cutter, search=search.value, threshold=unknown_threshold, top=top
+        opened,
+        images,
+        head,
+        cutter,
+        search=search.value,
+        threshold=unknown_threshold,
+        device=device,
+        top=top,
     )
     if as_json:
         print_json(found)
