@@ -42,10 +42,15 @@ class NmsBy(str, Enum):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has and lacks: Python, CPU, GPUs, back ends, packages."""
+    """Show what this machine has and lacks, and the commands that get it.
+
+    Python, CPU, GPUs, back ends with versions, packages; for a plain CPU, a computer with an
+    NVIDIA GPU (CUDA 12 or 13) and a Jetson.
+    """
     from dataclasses import asdict
 
     from tk.runtime.doctor import examine
+    from tk.runtime.machine import this_machine
 
     lines = examine()
     if as_json:
@@ -53,7 +58,12 @@ def doctor(as_json: AsJson = False) -> None:
         return
     marks = {"ok": "ok     ", "missing": "MISSING", "none": "-      "}
     for line in lines:
-        print(f"{marks[line.state]}  {line.topic:<9} {line.name:<18} {line.text}")
+        if line.state in marks:
+            print(f"{marks[line.state]}  {line.topic:<9} {line.name:<18} {line.text}")
+    print(f"\nThis is {this_machine().kind}. What runs models on one:")
+    for line in lines:
+        if line.state == "advice":
+            print(f"  {line.text}  # {line.name}")
 
 
 def verify(

@@ -18,7 +18,7 @@ from tk.runtime.backends.tensorrt.dtypes import NUMPY_OF
 from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.manifest import Part, TensorSpec
 
-GPU = Gpu("NVIDIA H200", (9, 0), 1 << 30, (12, 8))
+GPU = Gpu("NVIDIA H200", (9, 0), 1 << 30, (13, 0))
 PART = Part(
     (TensorSpec("image", "uint8", ("B", 4)),), (TensorSpec("embedding", "float32", ("B", 4)),), 16
 )

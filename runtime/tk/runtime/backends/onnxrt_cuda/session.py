@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.backends.base import Arrays, Session
+from tk.runtime.backends.cuda_stack import install_command, too_new
 from tk.runtime.backends.onnxrt import library
 from tk.runtime.backends.onnxrt_cuda.options import arena_limit, provider_options
 from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
@@ -20,8 +21,6 @@ from tk.runtime.manifest import Part
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
-INSTALL = "pip uninstall onnxruntime, then pip install 'tk-vision[gpu]'"
-
 Providers = Sequence[str | tuple[str, dict[str, str]]]
 
 
@@ -29,11 +28,16 @@ def missing() -> str:
     """Say what this machine lacks to run this back end, "" when nothing; imports nothing heavy."""
     if lack := library.missing_package():
         return lack
-    if not find_gpus():
+    gpus = find_gpus()
+    if not gpus:
         return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
+    driver = gpus[0].driver
     if not library.installed(library.GPU):
-        return f"onnxruntime is the build for the CPU: {INSTALL}"
-    return ""
+        return (
+            "onnxruntime is the build for the CPU: pip uninstall onnxruntime, then "
+            + install_command(driver)
+        )
+    return too_new((library.GPU,), driver)
 
 
 def refusal(facts: Mapping[str, Any], device: int = 0) -> str:

@@ -6,6 +6,7 @@ import importlib
 from importlib import util
 from typing import Any
 
+from tk.runtime.backends.cuda_stack import too_new
 from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
 from tk.runtime.errors import EnvironmentLacks
 
@@ -13,9 +14,12 @@ WHOLE, LEAN = "tensorrt", "tensorrt_lean"
 OLDEST = (8, 6)
 
 INSTALL = (
-    "pip install 'tk-vision[gpu]'; on a Jetson TensorRT comes with JetPack: "
-    "make the environment with python3 -m venv --system-site-packages"
+    "pip install 'tk-vision[gpu]', for a driver of CUDA 12 'tk-vision[gpu-cu12]'; on a Jetson "
+    "TensorRT comes with JetPack: make the environment with python3 -m venv --system-site-packages"
 )
+
+PACKAGES = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_lean", "cuda-bindings")
+"""Distributions that have to be for a CUDA that the driver runs."""
 
 
 def installed() -> list[str]:
@@ -25,13 +29,17 @@ def installed() -> list[str]:
 
 def missing() -> str:
     """Say what this machine lacks to run plans, "" when nothing. Imports no TensorRT."""
+    gpus = find_gpus()
+    if not gpus:
+        return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
     if not installed():
         return f"TensorRT is not installed: {INSTALL}"
     if not cuda_python():
-        return "cuda-python is not installed: pip install cuda-python (12.x for CUDA 12)"
-    if not find_gpus():
-        return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
-    return ""
+        return (
+            "cuda-python is not installed: pip install 'cuda-python>=13', "
+            "for a driver of CUDA 12 'cuda-python>=12.8,<13'"
+        )
+    return too_new(PACKAGES, gpus[0].driver)
 
 
 def cuda_python() -> bool:
