@@ -35,7 +35,7 @@ def named() -> set[tuple[str, str]]:
 
 def packages(extra: str) -> dict[str, str]:
     """Name -> the rest of its requirement."""
-    found = {}
+    found: dict[str, str] = {}
     for requirement in EXTRAS[extra]:
         name = re.split(r"[\[<>=;! ]", requirement)[0]
         found[name] = found.get(name, "") + requirement.removeprefix(name)

@@ -32,7 +32,7 @@ ORT_12 = ("1.25.1", ["numpy", 'nvidia-cudnn-cu12~=9.0; extra == "cudnn"'])
 ORT_JETSON = ("1.23.0", ["numpy"])
 TRT_13 = ("11.4.0.106", ["tensorrt_cu13==11.4.0.106"])
 TRT_12 = ("11.4.0.106", ["tensorrt_cu12_libs==11.4.0.106"])
-JETPACK_TRT = ("10.3.0", [])
+JETPACK_TRT: tuple[str, list[str]] = ("10.3.0", [])
 FAISS_GPU = ("1.15.1", ["nvidia-cublas-cu12<13,>=12.6"])
 
 Packages = dict[str, tuple[str, list[str]]]
