@@ -104,7 +104,7 @@ def test_session__auto_takes_the_best_that_runs_here(
     ("wish", "expected"),
     [
         ({"device": "cpu"}, ("openvino-cpu", "int8")),
-        ({"device": "cpu", "precision": "fp32"}, ("openvino-cpu", "fp32")),
+        ({"device": "cpu", "precision": "fp32"}, ("onnxruntime-cpu", "fp32")),
         ({"backend": "onnxruntime"}, ("onnxruntime-cuda", "fp16")),
         ({"backend": "onnxruntime-cpu"}, ("onnxruntime-cpu", "int8")),
         ({"backend": "onnxruntime", "device": "cpu"}, ("onnxruntime-cpu", "int8")),
