@@ -205,6 +205,20 @@ def test_session__nothing_proved_lists_what_is_there_and_how_to_make_it(
     assert "failed the gate: fp32 on openvino-cpu" in caught.value.found
 
 
+def test_session__a_part_without_the_precision_runs_in_float32(
+    tiny_world: Path, machine: dict[str, Module]
+) -> None:
+    opened = Bundle.open(tiny_world / "bundles" / "segmenter")
+    half = Artifact("encoder.fp16.onnx", "", 0, "encoder", "onnx", "fp16")
+    manifest = replace(opened.manifest, artifacts=(*opened.manifest.artifacts, half))
+    files = [artifact.file for artifact in manifest.artifacts]
+    both = Bundle(opened.path, manifest, {(f, "onnxruntime-cpu"): True for f in files})
+    assert both.session("encoder", precision="fp16").name.endswith("encoder.fp16.onnx")
+    assert both.session("decoder", precision="fp16").name.endswith("decoder.fp32.onnx")
+    with pytest.raises(TkError, match="nothing proved"):
+        both.session("decoder", precision="int8")
+
+
 def test_session__a_machine_that_lacks_everything(
     bundle: Bundle, machine: dict[str, Module]
 ) -> None:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tk.runtime.backends.base import Session
-from tk.runtime.choice import Pair, nothing_proved, nothing_runs, rank_pairs, read_wish, why
+from tk.runtime.choice import (
+    Pair,
+    nothing_proved,
+    nothing_runs,
+    rank_pairs,
+    read_wish,
+    why,
+    wish_of_part,
+)
 from tk.runtime.devices import Device
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import read_json, sha256_file
@@ -101,7 +109,7 @@ class Bundle:
         Args:
             part: name of the part.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            precision: `auto`, or one that the bundle holds.
+            precision: `auto`, or one that the bundle holds; a part without it runs in float32.
             backend: `auto`, or one of `registry.BACKENDS`, with or without its device.
             threads: for back ends on the CPU; 0 takes all cores.
 
@@ -112,7 +120,8 @@ class Bundle:
             TkError: no such pair; says what is there and how to make it.
             EnvironmentLacks: there is one, but this machine lacks its back end.
         """
-        wish, pairs = read_wish(device, precision, backend), self.pairs(part)
+        pairs, asked = self.pairs(part), read_wish(device, precision, backend)
+        wish = wish_of_part(asked, part, self.manifest.artifacts)
         proved = [pair for pair in pairs if pair.passed and wish.allows(pair)]
         if not proved:
             raise nothing_proved(self.path.name, part, wish, pairs)

@@ -7,7 +7,7 @@ only pairs that the parity gate passed are ever taken, in the order of `registry
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tk.runtime.backends.registry import BACKENDS, Backend, check_names, rank
 from tk.runtime.devices import Device, parse_device
@@ -55,11 +55,12 @@ class Wish:
 
     def allows(self, pair: Pair) -> bool:
         """Whether a pair is what was asked for."""
-        return (
-            self.device.allows(pair.backend.device)
-            and self.precision in ("auto", pair.artifact.precision)
-            and pair.backend.answers_to(self.backend)
-        )
+        precisions = ("auto", pair.artifact.precision)
+        return self.takes(pair.backend) and self.precision in precisions
+
+    def takes(self, backend: Backend) -> bool:
+        """Whether a back end is what was asked for."""
+        return self.device.allows(backend.device) and backend.answers_to(self.backend)
 
     def __str__(self) -> str:
         return f"device {self.device}, precision {self.precision}, back end {self.backend}"
@@ -73,6 +74,16 @@ def read_wish(device: str, precision: str, backend: str) -> Wish:
     """
     check_names(backend, precision)
     return Wish(parse_device(device), precision, backend)
+
+
+def wish_of_part(wish: Wish, part: str, artifacts: Iterable[Artifact]) -> Wish:
+    """What a wish means for one part of a model.
+
+    A part that has nothing to compute in a precision (a text side, a decoder) has no file of it,
+    though the model has: it runs in float32.
+    """
+    having = {artifact.part for artifact in artifacts if artifact.precision == wish.precision}
+    return replace(wish, precision="fp32") if having and part not in having else wish
 
 
 def rank_pairs(artifacts: Iterable[Artifact], part: str, verdicts: Verdicts) -> list[Pair]:

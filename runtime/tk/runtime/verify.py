@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tk.runtime.backends.base import Session
 from tk.runtime.backends.registry import BACKENDS, PRECISIONS, Backend
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE, Bundle
-from tk.runtime.choice import Pair, Wish, read_wish
+from tk.runtime.choice import Pair, Wish, read_wish, wish_of_part
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked, read_json, sha256_file, write_json
 from tk.runtime.parity import Measure, compare, run_parts
@@ -93,24 +93,21 @@ def verify(
 
 
 def _chosen(bundle: Bundle, precision: str, backend: Backend, wish: Wish) -> dict[str, Pair]:
-    """The pair that each part would run on; empty when no part has the precision.
-
-    A part without the precision runs in float32: a text side is often left so.
-    """
+    """The pair that each part would run on; empty when no part has the precision."""
+    artifacts = bundle.manifest.artifacts
+    if wish.precision not in ("auto", precision) or not wish.takes(backend):
+        return {}
+    if not any(a.precision == precision and a.kind == backend.kind for a in artifacts):
+        return {}
     chosen: dict[str, Pair] = {}
     for part in bundle.manifest.parts:
-        own = [pair for pair in bundle.pairs(part) if pair.backend is backend]
-        of_precision = [pair for pair in own if pair.artifact.precision == precision]
-        asked = [pair for pair in of_precision if wish.allows(pair)]
-        rest = [pair for pair in own if pair.artifact.precision == "fp32"]
-        pairs = asked if of_precision else rest
+        own = wish_of_part(replace(wish, precision=precision), part, artifacts)
+        pairs = [p for p in bundle.pairs(part) if p.backend is backend and own.allows(p)]
         if not pairs:
             return {}
         # Of several plans of one part the one for this machine.
-        fitting = [pair for pair in pairs if not pair.refusal(wish.device)] or pairs
-        chosen[part] = fitting[0]
-    asked_for = any(pair.artifact.precision == precision for pair in chosen.values())
-    return chosen if asked_for else {}
+        chosen[part] = next((pair for pair in pairs if not pair.refusal(wish.device)), pairs[0])
+    return chosen
 
 
 def _verify_pairs(
