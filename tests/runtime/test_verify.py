@@ -40,6 +40,20 @@ def bundle(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Path(shutil.copytree(tiny_world / "bundles" / "embedder", tmp_path / "embedder"))
 
 
+MIXING = tiny_bundles.EMBEDDER.replace("mean = ", "other = ").replace(
+    "embedding = LpNorm",
+    """rows = Shape<start = 0, end = 1> (image)
+    two = Constant<value_ints = [2]> ()
+    many = Greater (rows, two)
+    flag = Cast<to = 1> (many)
+    ten = Constant<value_floats = [40.0, 0.0, 0.0]> ()
+    added = Mul (ten, flag)
+    mean = Add (other, added)
+    embedding = LpNorm""",
+)
+"""Right at batches of one and two, which the probe has, and wrong above."""
+
+
 def add(folder: Path, text: str, precision: str, verdicts: dict[str, bool]) -> None:
     data = onnx.parser.parse_model(text).SerializeToString()
     artifact = Artifact(f"model.{precision}.onnx", "", 0, "model", "onnx", precision)
@@ -132,6 +146,14 @@ def test_verify__record_keeps_no_failure_and_no_other_bundle(bundle: Path) -> No
     write_json(bundle / "parity.json", {**value, "images": 1})
     with pytest.raises(CheckFailed, match="changed"):
         record(opened, renamed)
+
+
+def test_verify__a_pair_never_judged_is_run_at_the_largest_batch(bundle: Path) -> None:
+    add(bundle, MIXING, "int8", {})
+    row = table(verify(bundle)[1])["int8 on onnxruntime-cpu"]
+    assert not row.passed and not row.judged
+    add(bundle, MIXING.replace("[2]", "[3]"), "fp16", {})
+    assert table(verify(bundle)[1])["fp16 on onnxruntime-cpu"].passed
 
 
 def test_verify__a_plan_for_this_machine_among_others(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tk.runtime.bundle import MANIFEST, PARITY, PROBE, Bundle
 from tk.runtime.choice import Pair, Wish, read_wish, wish_of_part
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked, read_json, sha256_file, write_json
+from tk.runtime.manifest import Artifact
 from tk.runtime.parity import Measure, compare, run_parts
 
 Probe = dict[str, NDArray[Any]]
@@ -70,14 +71,7 @@ def verify(
     """
     bundle = Bundle.open(path)
     wish = read_wish(device, precision, backend)
-    with np.load(path / PROBE, allow_pickle=False) as archive:
-        probe = {name: archive[name] for name in archive.files}
-    rows = []
-    for name in PRECISIONS:
-        for item in BACKENDS.values():
-            chosen = _chosen(bundle, name, item, wish)
-            if chosen:
-                rows.append(_verify_pairs(bundle, probe, name, item, chosen, wish, threads))
+    rows = judge(bundle, wish, threads)
     if not rows:
         raise TkError(
             f"bundle {path.name} holds no files for {wish}",
@@ -90,6 +84,27 @@ def verify(
             fix="tk doctor",
         )
     return bundle, rows
+
+
+def judge(bundle: Bundle, wish: Wish, threads: int = 0) -> list[VerifyRow]:
+    """Compare with the probe every (precision, back end) that a wish allows.
+
+    Args:
+        bundle: opened; its files may be newer than its manifest on disk.
+        wish: leaves the others out.
+        threads: for back ends on the CPU; 0 takes all cores.
+
+    Returns:
+        A row for each of which there are files.
+    """
+    with np.load(bundle.path / PROBE, allow_pickle=False) as archive:
+        probe = {name: archive[name] for name in archive.files}
+    return [
+        _verify_pairs(bundle, probe, precision, backend, chosen, wish, threads)
+        for precision in PRECISIONS
+        for backend in BACKENDS.values()
+        if (chosen := _chosen(bundle, precision, backend, wish))
+    ]
 
 
 def _chosen(bundle: Bundle, precision: str, backend: Backend, wish: Wish) -> dict[str, Pair]:
@@ -134,7 +149,13 @@ def _verify_pairs(
     try:
         for part, pair in chosen.items():
             sessions[part] = bundle.open_pair(pair, device=wish.device, threads=threads)
-        return replace(row, measures=_measure(bundle.manifest.task, sessions, probe, precision))
+        measures = _measure(bundle.manifest.task, sessions, probe, precision)
+        if not row.judged:  # the gate, which looks at the largest batch, never saw it
+            _add(
+                measures,
+                _measure(bundle.manifest.task, sessions, _filled(probe, sessions), precision),
+            )
+        return replace(row, measures=measures)
     except EnvironmentLacks:
         raise
     except TkError as error:
@@ -157,15 +178,57 @@ def _measure(
         expected = {n.removeprefix(prefix): v for n, v in probe.items() if n.startswith(prefix)}
         if expected:
             own = {name: found[name] for name in expected}
-            measures[part] = compare(task, part, expected, own, precision)
+            same = {name: _rows(v, len(own[name])) for name, v in expected.items()}
+            measures[part] = compare(task, part, same, own, precision)
     return measures
 
 
-def record(bundle: Bundle, rows: Iterable[VerifyRow]) -> list[str]:
+def _filled(probe: Probe, sessions: Mapping[str, Session]) -> Probe:
+    """The probe with its rows repeated to the largest batch of the part that takes them."""
+    largest = {
+        f"input/{spec.name}": session.part.max_batch
+        for session in sessions.values()
+        for spec in session.part.inputs
+        if isinstance(spec.shape[0], str)
+    }
+    return {
+        name: _rows(value, largest[name]) if name in largest else value
+        for name, value in probe.items()
+    }
+
+
+def _rows(array: NDArray[Any], count: int) -> NDArray[Any]:
+    """The rows of an array over and over, until there are `count`."""
+    return array[np.arange(count) % len(array)] if len(array) else array
+
+
+def _add(measures: dict[str, list[Measure]], more: Mapping[str, list[Measure]]) -> None:
+    """Keep the worse of each two figures."""
+    for part, rows in more.items():
+        measures[part] = [
+            max(pair, key=_badness) for pair in zip(measures[part], rows, strict=True)
+        ]
+
+
+def _badness(measure: Measure) -> float:
+    """The greater, the worse; NaN is worst."""
+    if not np.isfinite(measure.value):
+        return float("inf")
+    return measure.value if measure.metric.endswith("difference") else -measure.value
+
+
+def record(
+    bundle: Bundle, rows: Iterable[VerifyRow], artifacts: Sequence[Artifact] = ()
+) -> list[str]:
     """Keep the verdicts of pairs that passed here and that the gate had never judged.
 
     Other files of the bundle stay as they are. The manifest is replaced last, under a lock: a
     reader sees the old bundle or the new one, or is told in between that a file was changed.
+
+    Args:
+        bundle: as it lies on disk.
+        rows: of `judge`.
+        artifacts: files to add to the manifest; they lie in the folder already.
 
     Returns:
         What was added, `FILE on BACKEND`.
@@ -182,7 +245,7 @@ def record(bundle: Bundle, rows: Iterable[VerifyRow]) -> list[str]:
     with locked(bundle.path):
         current = Bundle.open(bundle.path)
         added = [pair for pair in dict.fromkeys(new) if pair not in current.verdicts]
-        if not added:
+        if not added and not artifacts:
             return []
         if current.manifest != bundle.manifest:
             raise CheckFailed(
@@ -195,6 +258,6 @@ def record(bundle: Bundle, rows: Iterable[VerifyRow]) -> list[str]:
         ]
         write_json(bundle.path / PARITY, parity)
         files = {**current.manifest.files, PARITY: sha256_file(bundle.path / PARITY)}
-        manifest = current.manifest.with_artifacts(list(current.manifest.artifacts), files)
+        manifest = current.manifest.with_artifacts([*current.manifest.artifacts, *artifacts], files)
         write_json(bundle.path / MANIFEST, manifest.to_json())
     return [f"{file} on {backend}" for file, backend in added]
