@@ -68,5 +68,5 @@ def test_extras__one_cuda_each() -> None:
 
 def test_extras__jetson_needs_no_pytorch_and_no_engine_from_pip() -> None:
     found = packages("jetson")
-    assert set(found) == {"faiss-cpu", "cuda-python"}
+    assert set(found) == {"faiss-cpu", "cuda-python", "onnx"}  # onnx: `tk plan` reads graphs
     assert "<13; python_version < '3.12'" in found["cuda-python"]

@@ -192,7 +192,10 @@ def test_session__nothing_proved_lists_what_is_there_and_how_to_make_it(
 
     with pytest.raises(TkError) as caught:
         lean.session(backend="tensorrt")
-    assert "--to onnx,tensorrt" in caught.value.fix
+    assert caught.value.fix.endswith("tk plan embedder")
+    with pytest.raises(TkError) as caught:
+        lean.session(backend="tensorrt", precision="fp16")  # no graph to build it from
+    assert "tk export SOURCE embedder --images DIR --precision fp16" in caught.value.fix
 
     with pytest.raises(TkError) as caught:
         lean.session(backend="openvino")

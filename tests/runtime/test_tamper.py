@@ -211,7 +211,7 @@ def test_tamper__plan_of_another_version_or_gpu(
         opened.session().close()  # the graph, with a warning
     with pytest.warns(UserWarning, match="is not used"), pytest.raises(TkError) as caught:
         opened.session(backend="tensorrt")
-    assert said in str(caught.value) and "tk export" in str(caught.value)
+    assert said in str(caught.value) and "tk plan" in str(caught.value)
     assert deserialized(world) == [] and len(graphs) == 1
 
 

@@ -167,7 +167,7 @@ def test_verify__a_plan_for_this_machine_among_others(
         artifact = Artifact(f"plans/{sm}.plan", "", 0, "model", "plan", "fp16", facts)
         tiny_bundles.add_artifact(bundle, artifact, sm.encode(), {"tensorrt": True})
     row = table(verify(bundle)[1])["fp16 on tensorrt"]
-    assert "it was built for sm87" in row.skipped and "tk export" in row.skipped
+    assert "it was built for sm87" in row.skipped and "tk plan" in row.skipped
     assert world.fake.called("deserialize_cuda_engine") == []
 
 
@@ -236,7 +236,7 @@ def test_cli__annotate_says_which_and_why(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert all(session["why"] for session in summary["sessions"])
     code, text = tk("annotate", photos, tmp_path / "b", *options, "--backend", "tensorrt")
-    assert code == 2 and "--to onnx,tensorrt" in text and not (tmp_path / "b").exists()
+    assert code == 2 and "tk plan detector" in text and not (tmp_path / "b").exists()
 
 
 def test_wrong__is_wrong() -> None:

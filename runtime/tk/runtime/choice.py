@@ -139,20 +139,22 @@ def nothing_proved(name: str, part: str, wish: Wish, pairs: Sequence[Pair]) -> T
     return TkError(
         f"bundle {name} has nothing proved for part {part!r} with {wish}",
         found=found,
-        fix=_how_to_make(name, wish, unjudged),
+        fix=_how_to_make(name, wish, pairs, unjudged),
     )
 
 
-def _how_to_make(name: str, wish: Wish, unjudged: Sequence[Pair]) -> str:
+def _how_to_make(name: str, wish: Wish, pairs: Sequence[Pair], unjudged: Sequence[Pair]) -> str:
     if unjudged:
         backend = unjudged[0].backend.name
         return f"prove it on this machine: tk verify {name} --backend {backend} --record"
-    words = ["tk export SOURCE", name, "--images DIR"]
-    if wish.precision != "auto":
-        words.append(f"--precision {wish.precision}")
-    if wish.backend != "auto" and BACKENDS["tensorrt"].answers_to(wish.backend):
-        words.append("--to onnx,tensorrt")
-    return f"ask for what passed, or make it: {' '.join(words)} --overwrite"
+    graph = any(
+        pair.artifact.kind == "onnx" and wish.precision in ("auto", pair.artifact.precision)
+        for pair in pairs
+    )
+    precision = "" if wish.precision == "auto" else f" --precision {wish.precision}"
+    if wish.backend != "auto" and BACKENDS["tensorrt"].answers_to(wish.backend) and graph:
+        return f"build the plan on the machine that runs it: tk plan {name}{precision}"
+    return f"ask for what passed, or make it: tk export SOURCE {name} --images DIR{precision}"
 
 
 def nothing_runs(name: str, pairs: Sequence[Pair], refused: Mapping[int, str]) -> EnvironmentLacks:

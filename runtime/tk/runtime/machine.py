@@ -59,7 +59,10 @@ class Machine:
                     "python3 -m venv --system-site-packages tk && . tk/bin/activate",
                     "the environment sees JetPack's TensorRT",
                 ),
-                ("pip install 'tk-vision[jetson,text]'", "search, CUDA calls, prompts; no PyTorch"),
+                (
+                    "pip install 'tk-vision[jetson,text]'",
+                    "search, CUDA calls, tk plan, prompts; no PyTorch",
+                ),
             ]
         if self.gpus:
             return [

@@ -251,7 +251,7 @@ def test_session__memory_of_contexts_by_version(make: Make) -> None:
 def test_session__a_damaged_plan_tells_tensorrts_words(make: Make) -> None:
     with pytest.raises(TkError, match="magic tag") as caught:
         start(make("10.13", loadable=False))
-    assert "tk export" in caught.value.fix
+    assert "tk plan" in caught.value.fix
 
 
 def test_session__failing_run_tells_tensorrts_words(make: Make) -> None:
