@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.export.tensorrt.world import PART, World, half_json
+from tests.export.tensorrt.world import PART, World, half_json, world_maker
 
 from tk.cli import run as run_cli
 from tk.export.tensorrt.add import add_plans
@@ -33,14 +33,7 @@ OPTIONS = BuildOptions()
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setitem(parity.THRESHOLDS, "fp16", parity.THRESHOLDS["fp32"])
 
-    def build(version: str, **values: Any) -> World:
-        world = World(version)
-        for name, value in values.items():
-            setattr(world, name, value)
-        world.install(monkeypatch)
-        return world
-
-    return build
+    return world_maker(monkeypatch)
 
 
 def graph(kind: int) -> bytes:

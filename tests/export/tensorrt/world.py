@@ -24,6 +24,19 @@ PART = Part(
 )
 
 
+def world_maker(patch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """What makes and installs worlds: `make("10.13", free=64 << 20, loadable=False)`."""
+
+    def make(version: str, **values: Any) -> World:
+        world = World(version, free=values.pop("free", 1 << 30))
+        for name, value in values.items():
+            setattr(world, name, value)
+        world.install(patch)
+        return world
+
+    return make
+
+
 def half_json(version: str, words: tuple[str, str] = ("Half", "Float")) -> str:
     """Inspector JSON of one half and one float layer, in the dialect of a version."""
     layers = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.export.tensorrt.tables import VERSIONS
-from tests.export.tensorrt.world import GPU, PART, World
+from tests.export.tensorrt.world import GPU, PART, World, world_maker
 
 from tk.runtime.backends.base import Session
 from tk.runtime.backends.tensorrt import library
@@ -24,14 +24,7 @@ Make = Callable[..., World]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def build(version: str, **values: Any) -> World:
-        world = World(version, free=values.pop("free", 1 << 30))
-        for name, value in values.items():
-            setattr(world, name, value)
-        world.install(monkeypatch)
-        return world
-
-    return build
+    return world_maker(monkeypatch)
 
 
 def facts(world: World, **values: Any) -> dict[str, Any]:
