@@ -38,9 +38,10 @@ def test_onnxruntime__same_answers_on_gpu_and_cpu() -> None:
         onnxrt_cuda.open_session(data, "m", "fp32", part, 1) as there,
         onnxrt.open_session(data, "m", "fp32", part, 1) as here,
     ):
+        both = (there, here)
         for rows in (1, 3, 3, 2):
             inputs = {"image": pictures(rows)}
-            found, expected = there.run(inputs)["embedding"], here.run(inputs)["embedding"]
+            found, expected = (np.asarray(s.run(inputs)["embedding"], np.float32) for s in both)
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -75,7 +76,8 @@ def test_plan__built_from_the_graph_of_a_bundle(tiny_world: Path, tmp_path: Path
     assert add_plans(folder, ["fp32"], BuildOptions()).files
     opened = Bundle.open(folder)
     with opened.session(backend="tensorrt") as there, opened.session(device="cpu") as here:
+        both = (there, here)
         for rows in (3, 1, 3, 3, 3):
             inputs = {"image": pictures(rows)}
-            found, expected = there.run(inputs)["embedding"], here.run(inputs)["embedding"]
+            found, expected = (np.asarray(s.run(inputs)["embedding"], np.float32) for s in both)
             np.testing.assert_allclose(found, expected, atol=1e-5)
