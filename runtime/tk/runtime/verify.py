@@ -76,6 +76,7 @@ def verify(
         raise TkError(
             f"bundle {path.name} holds no files for {wish}",
             found=", ".join(sorted({item.file for item in bundle.manifest.artifacts})),
+            fix=f"leave the options out; plans come from: tk plan {path}",
         )
     if all(row.skipped for row in rows):
         raise EnvironmentLacks(
