@@ -8,6 +8,7 @@ and a runtime test needs neither PyTorch nor training.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 
 from tk.runtime.backends.registry import BACKENDS
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE
-from tk.runtime.files import sha256_file, write_json
+from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.gallery.gallery import Gallery
-from tk.runtime.manifest import Artifact, Manifest, Part, TensorSpec
+from tk.runtime.manifest import Artifact, Manifest, Part, TensorSpec, manifest_from_json
 from tk.runtime.parity import run_parts
 from tk.runtime.preprocess import CropSpec, ImageSpec
 
@@ -177,6 +178,25 @@ def write_tiny_bundle(folder: Path, task: str) -> Path:
     )
     write_json(folder / MANIFEST, manifest.to_json())
     return folder
+
+
+def add_artifact(
+    folder: Path, artifact: Artifact, data: bytes, verdicts: dict[str, bool] | None = None
+) -> None:
+    """Add a file to a bundle, with what the gate said of it by back end."""
+    file = folder / artifact.file
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(data)
+    parity = read_json(folder / PARITY)
+    for backend, passed in (verdicts or {}).items():
+        row = {"file": artifact.file, "backend": backend, "passed": passed}
+        parity["verdicts"].append(row)
+    write_json(folder / PARITY, parity)
+    manifest = manifest_from_json(read_json(folder / MANIFEST), folder.name)
+    added = replace(artifact, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    artifacts = [*manifest.artifacts, added]
+    files = {name: sha256_file(folder / name) for name in manifest.files}
+    write_json(folder / MANIFEST, manifest.with_artifacts(artifacts, files).to_json())
 
 
 def write_tiny_bundles(folder: Path) -> Path:

@@ -125,8 +125,11 @@ def test_session__checks_inputs(tiny_world: Path) -> None:
 @pytest.mark.parametrize("task", ["detector", "segmenter", "embedder"])
 def test_verify__passes_on_an_intact_bundle(tiny_world: Path, task: str) -> None:
     _, rows = verify(tiny_world / "bundles" / task)
-    assert [row.backend for row in rows] == ["onnxruntime-cpu"]
-    assert all(row.passed and row.measures for row in rows)
+    by_name = {row.backend: row for row in rows}
+    assert list(by_name) == ["onnxruntime-cuda", "openvino-cpu", "onnxruntime-cpu"]
+    assert by_name["onnxruntime-cpu"].measures and by_name["onnxruntime-cpu"].passed
+    assert by_name["onnxruntime-cpu"].judged and not by_name["openvino-cpu"].judged
+    assert "no NVIDIA GPU" in by_name["onnxruntime-cuda"].skipped
 
 
 def test_verify__sees_a_model_that_answers_differently(bundle: Path) -> None:

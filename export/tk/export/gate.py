@@ -12,7 +12,7 @@ from tk.export.graph import Graph
 from tk.export.model import ExportModel, ExportPart
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS
-from tk.runtime.errors import CheckFailed
+from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.manifest import Artifact
 from tk.runtime.parity import Measure, compare
 
@@ -52,20 +52,29 @@ def run_gate(
     verdicts: list[Verdict] = []
     for part_name, (artifact, graph) in graphs.items():
         ran = False
+        refused = []
         for backend in BACKENDS.values():
             module = backend.load()
-            if backend.kind != artifact.kind or module.missing():
+            if backend.kind != artifact.kind:
+                continue
+            if reason := module.refusal(artifact.facts):
+                refused.append(f"{backend.name}: {reason}")
                 continue
             spec = model.parts[part_name].spec
-            opened = module.open_session(
-                graph.data, artifact.file, artifact.precision, spec, 0, outside(artifact, graph)
-            )
+            try:
+                opened = module.open_session(
+                    graph.data, artifact.file, artifact.precision, spec, 0, outside(artifact, graph)
+                )
+            except TkError as error:  # a pair that cannot run is not judged, hence never used
+                refused.append(f"{backend.name}: {error.what}")
+                continue
             with opened as session:
                 verdicts += _measure(model, part_name, artifact, session, canvases)
             ran = True
         if not ran:
             raise CheckFailed(
                 f"nothing on this machine can run {artifact.file}: parity was not proved",
+                found="; ".join(refused),
                 fix="pip install 'tk-vision[cpu]'",
             )
     return verdicts

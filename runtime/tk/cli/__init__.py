@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train": ("tk.train.cli", "Train a detector, a segmenter or an embedder."),
     "export": ("tk.export.cli", "Turn a checkpoint into a bundle, proved against PyTorch."),
+    "plan": (
+        "tk.export.tensorrt.cli",
+        "TensorRT plans of a bundle, built and proved where they run.",
+    ),
     "verify": ("tk.runtime.cli", "Check a bundle: hashes and parity again, without PyTorch."),
     "gallery": ("tk.runtime.cli", "Class prototypes: build, evaluate, search."),
     "annotate": ("tk.runtime.cli", "Find, cut out and name the objects in a folder of photos."),

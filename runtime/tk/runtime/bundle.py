@@ -8,13 +8,23 @@ differently on different back ends, so the verdict belongs to the pair.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tk.runtime.backends.base import Session
-from tk.runtime.backends.registry import BACKENDS, Backend
+from tk.runtime.choice import (
+    Pair,
+    nothing_proved,
+    nothing_runs,
+    rank_pairs,
+    read_wish,
+    why,
+    wish_of_part,
+)
+from tk.runtime.devices import Device
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import read_json, sha256_file
 from tk.runtime.manifest import Artifact, Manifest, manifest_from_json
@@ -76,17 +86,14 @@ class Bundle:
                     digest.update(bytes.fromhex(self.manifest.files[artifact.weights]))
         return digest.hexdigest()
 
-    def choices(self, part: str) -> list[tuple[Artifact, Backend]]:
-        """List the pairs of `part` that passed the gate, best back end first."""
+    def pairs(self, part: str) -> list[Pair]:
+        """All pairs (artifact, back end) of a part, judged or not, best first.
+
+        Raises:
+            TkError: no such part.
+        """
         self._check_part(part)
-        return [
-            (artifact, backend)
-            for backend in BACKENDS.values()
-            for artifact in self.manifest.artifacts
-            if artifact.part == part
-            and artifact.kind == backend.kind
-            and self.verdicts.get((artifact.file, backend.name))
-        ]
+        return rank_pairs(self.manifest.artifacts, part, self.verdicts)
 
     def session(
         self,
@@ -94,49 +101,73 @@ class Bundle:
         *,
         device: str = "auto",
         precision: str = "auto",
+        backend: str = "auto",
         threads: int = 0,
     ) -> Session:
         """Open the best pair (artifact, back end) that passed the gate and runs here.
 
         Args:
             part: name of the part.
-            device: `auto`, `cpu` or `cuda`.
-            precision: `auto`, or one that the bundle holds.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            precision: `auto`, or one that the bundle holds; a part without it runs in float32.
+            backend: `auto`, or one of `registry.BACKENDS`, with or without its device.
             threads: for back ends on the CPU; 0 takes all cores.
+
+        Returns:
+            The session; its `why` says in one line why this pair was taken.
 
         Raises:
             TkError: no such pair; says what is there and how to make it.
             EnvironmentLacks: there is one, but this machine lacks its back end.
         """
-        choices = self.choices(part)
-        wanted = [
-            (artifact, backend)
-            for artifact, backend in choices
-            if device in ("auto", backend.device) and precision in ("auto", artifact.precision)
-        ]
-        if not wanted:
-            raise TkError(
-                f"bundle {self.path.name} has nothing proved for part {part!r} "
-                f"with device {device} and precision {precision}",
-                found="; ".join(_pair_text(pair) for pair in choices) or "no pair that passed",
-                fix=f"tk export … --precision {precision}, or ask for what is there",
-            )
-        lacks = []
-        for artifact, backend in wanted:
-            module = backend.load()
-            if lack := module.missing():
-                lacks.append(f"{backend.name}: {lack}")
+        pairs, asked = self.pairs(part), read_wish(device, precision, backend)
+        wish = wish_of_part(asked, part, self.manifest.artifacts)
+        proved = [pair for pair in pairs if pair.passed and wish.allows(pair)]
+        if not proved:
+            raise nothing_proved(self.path.name, part, wish, pairs)
+        refused: dict[int, str] = {}
+        for place, pair in enumerate(proved):
+            if reason := pair.refusal(wish.device):
+                refused[place] = reason
+                if not pair.backend.load().missing():  # the library is here, the file is not for it
+                    warnings.warn(f"{pair.artifact.file} is not used: {reason}", stacklevel=2)
                 continue
-            data = self._read(artifact.file, artifact.sha256)
-            weights = self._weights(artifact)
-            name = f"{self.path.name}/{artifact.file}"
-            session: Session = module.open_session(
-                data, name, artifact.precision, self.manifest.parts[part], threads, weights
-            )
+            session = self.open_pair(pair, device=wish.device, threads=threads)
+            session.why = why(pair, wish, proved, refused)
             return session
-        raise EnvironmentLacks(
-            f"this machine cannot run bundle {self.path.name}", found="; ".join(lacks)
+        raise nothing_runs(self.path.name, proved, refused)
+
+    def open_pair(self, pair: Pair, *, device: Device | None = None, threads: int = 0) -> Session:
+        """Open one pair, whatever the gate said of it: to judge it.
+
+        Args:
+            pair: of `pairs`.
+            device: which GPU; the first when it is None.
+            threads: for back ends on the CPU; 0 takes all cores.
+
+        Raises:
+            CheckFailed: a file was changed since the bundle was opened.
+            EnvironmentLacks: this machine lacks something.
+            TkError: the back end refuses the file.
+        """
+        artifact = pair.artifact
+        index = device.index if device else 0
+        # Before a byte is read: a plan of another machine must not come near its library.
+        if reason := pair.backend.load().refusal(artifact.facts, index):
+            raise EnvironmentLacks(
+                f"cannot run {self.path.name}/{artifact.file} on {pair.backend.name}", found=reason
+            )
+        session: Session = pair.backend.load().open_session(
+            self._read(artifact.file, artifact.sha256),
+            f"{self.path.name}/{artifact.file}",
+            artifact.precision,
+            self.manifest.parts[artifact.part],
+            threads,
+            self._weights(artifact),
+            facts=artifact.facts,
+            device=index,
         )
+        return session
 
     def _check_part(self, part: str) -> None:
         if part not in self.manifest.parts:
@@ -180,11 +211,6 @@ def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
 
 def _verdicts(parity: Any) -> dict[tuple[str, str], bool]:
     return {(row["file"], row["backend"]): bool(row["passed"]) for row in parity["verdicts"]}
-
-
-def _pair_text(pair: tuple[Artifact, Backend]) -> str:
-    artifact, backend = pair
-    return f"{artifact.precision} on {backend.name}"
 
 
 def _what_is_there(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,13 +12,18 @@ from tk.cli import single
 from tk.runtime.gallery.cli import gallery
 from tk.runtime.options import (
     AsJson,
-    Device,
+    BackendOption,
+    DeviceOption,
     Overwrite,
+    PrecisionOption,
     Search,
     SearchOption,
     Threads,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from tk.runtime.verify import VerifyRow
 
 
 class AssignMode(str, Enum):
@@ -37,10 +42,15 @@ class NmsBy(str, Enum):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has and lacks: Python, CPU, GPUs, back ends, packages."""
+    """Show what this machine has and lacks, and the commands that get it.
+
+    Python, CPU, GPUs, back ends with versions, packages; for a plain CPU, a computer with an
+    NVIDIA GPU (CUDA 12 or 13) and a Jetson.
+    """
     from dataclasses import asdict
 
     from tk.runtime.doctor import examine
+    from tk.runtime.machine import this_machine
 
     lines = examine()
     if as_json:
@@ -48,53 +58,100 @@ def doctor(as_json: AsJson = False) -> None:
         return
     marks = {"ok": "ok     ", "missing": "MISSING", "none": "-      "}
     for line in lines:
-        print(f"{marks[line.state]}  {line.topic:<9} {line.name:<18} {line.text}")
+        if line.state in marks:
+            print(f"{marks[line.state]}  {line.topic:<9} {line.name:<18} {line.text}")
+    print(f"\nThis is {this_machine().kind}. What runs models on one:")
+    for line in lines:
+        if line.state == "advice":
+            print(f"  {line.text}  # {line.name}")
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that `tk export` wrote.")],
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "auto",
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record",
+            help="Let pairs that `tk export` could not judge be used, if they pass here.",
+        ),
+    ] = False,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle on this machine: every hash, then parity with the probe. No PyTorch needed.
 
-    Exit code 1 when a hash or a figure is wrong.
+    Runs every precision on every back end that this machine has, and says why it passes others by.
+    Exit code 1 when a hash is wrong, or a figure of what is in use or was asked for.
+
+    Example: tk verify bundles/detector --backend openvino --record
     """
     from tk.runtime.errors import CheckFailed
+    from tk.runtime.verify import record as keep
     from tk.runtime.verify import verify as run
 
-    opened, rows = run(bundle, threads)
-    table = [
+    opened, rows = run(bundle, threads, device=device, precision=precision, backend=backend)
+    added = keep(opened, rows) if record else []
+    if as_json:
+        print_json([line for row in rows for line in _figures(row)])
+    else:
+        count = len(opened.manifest.artifacts) + len(opened.manifest.files) + 1
+        print(f"{bundle}: {opened.manifest.task}, {count} files, all hashes match")
+        for row in rows:
+            _show(row)
+        for pair in added:
+            print(f"  recorded: {pair}")
+    asked = (precision, backend) != ("auto", "auto")
+    wrong = [row for row in rows if not row.passed and (row.judged or asked)]
+    if wrong:
+        pairs = ", ".join(f"{row.precision} on {row.backend}" for row in wrong)
+        raise CheckFailed(
+            f"bundle {bundle} does not give the answers of its PyTorch model here", found=pairs
+        )
+
+
+def _figures(row: VerifyRow) -> list[dict[str, Any]]:
+    """One dict per figure; one without figures for a pair that did not run."""
+    pair = {
+        "precision": row.precision,
+        "backend": row.backend,
+        "in_use": row.judged,
+        "skipped": row.skipped,
+    }
+    if row.skipped:
+        return [pair]
+    return [
         {
-            "precision": row.precision,
-            "backend": row.backend,
+            **pair,
             "part": part,
+            "file": row.files[part],
             "output": measure.output,
             "metric": measure.metric,
             "value": measure.value,
             "threshold": measure.threshold,
             "passed": measure.passed,
         }
-        for row in rows
         for part, measures in row.measures.items()
         for measure in measures
     ]
-    if as_json:
-        print_json(table)
-    else:
-        count = len(opened.manifest.artifacts) + len(opened.manifest.files) + 1
-        print(f"{bundle}: {opened.manifest.task}, {count} files, all hashes match")
-        for row in rows:
-            if row.skipped:
-                print(f"  {row.precision} on {row.backend}: not here ({row.skipped})")
-        for line in table:
-            verdict = "ok  " if line["passed"] else "FAIL"
-            print(
-                f"  {verdict} {line['precision']} on {line['backend']}: {line['part']}/"
-                f"{line['output']} {line['metric']} {line['value']:.6g} ({line['threshold']:g})"
-            )
-    if not all(row.passed for row in rows):
-        raise CheckFailed(f"bundle {bundle} does not give the answers of its PyTorch model here")
+
+
+def _show(row: VerifyRow) -> None:
+    pair = f"{row.precision} on {row.backend}"
+    if row.skipped:
+        print(f"  -    {pair}: not here ({row.skipped})")
+        return
+    for line in _figures(row):
+        verdict = "ok  " if line["passed"] else "FAIL"
+        print(
+            f"  {verdict} {pair}: {line['part']}/{line['output']} "
+            f"{line['metric']} {line['value']:.6g} ({line['threshold']:g})"
+        )
+    if not row.judged:
+        advice = "--record lets it be used" if row.passed else "it stays out of use"
+        print(f"       {pair} was not judged when the bundle was exported: {advice}")
 
 
 def annotate(
@@ -146,8 +203,9 @@ def annotate(
     masks: Annotated[bool, typer.Option(help="Write mask_rle.")] = True,
     pictures: Annotated[bool, typer.Option(help="Draw boxes, masks and classes.")] = True,
     picture_size: Annotated[int, typer.Option(min=16, help="Longer side of drawings, px.")] = 1600,
-    device: Device = Device.auto,
-    precision: Annotated[str, typer.Option(help="auto, or one that the bundles hold.")] = "auto",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -171,8 +229,9 @@ def annotate(
         assign=assign.value,
         unknown_threshold=unknown_threshold,
         batch_size=batch_size,
-        device=device.value,
+        device=device,
         precision=precision,
+        backend=backend,
         threads=threads,
         masks=masks,
         pictures=pictures,
@@ -195,7 +254,8 @@ def annotate(
         f"{summary['seconds']:.1f} s"
     )
     for session in summary["sessions"]:
-        print(f"  {session['name']} on {session['backend']}")
+        print(f"  {session['name']} on {session['backend']}: {session['why']}")
+    print(f"  search: {summary['search']}")
     print(f"results: {out}/predictions.json, timings.csv, pictures/; look: tk report {out}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tk.runtime.backends.registry import BACKENDS
+from tk.runtime.backends.registry import BACKENDS, Backend
+from tk.runtime.gallery import faiss_device
+from tk.runtime.machine import Machine, this_machine
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class Line:
     """One finding.
 
     Attributes:
-        topic: `python`, `cpu`, `gpu`, `back end`, `package`.
+        topic: `python`, `cpu`, `gpu`, `back end`, `package`, `install`.
         name: what was looked at.
-        state: `ok`, `missing` or `none`.
-        text: version or size; for `missing`, how to get it.
+        state: `ok`; `missing`: this machine should have it; `none`: it is not here and need not
+            be; `advice`: what to type on a machine of this kind.
+        text: version or size; how to get what is not here.
     """
 
     topic: str
@@ -32,8 +34,8 @@ class Line:
 
 
 PACKAGES: tuple[tuple[str, str, str], ...] = (
-    ("faiss-cpu", "prototype search", "pip install 'tk-vision[cpu]'"),
     ("torch", "training, export, benchmarks against PyTorch", "pip install 'tk-vision[train]'"),
+    ("tokenizers", "prompts of text detectors", "pip install 'tk-vision[text]'"),
     ("timm", "backbones of the embedder", "pip install 'tk-vision[train]'"),
     ("albumentations", "augmentation of the embedder", "pip install 'tk-vision[train]'"),
     ("onnx", "export", "pip install 'tk-vision[export]'"),
@@ -41,22 +43,30 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
 )
 """Distribution, what it is for, how to get it."""
 
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_lean"),
+    "onnxruntime-cuda": ("onnxruntime-gpu",),
+    "openvino-cpu": ("openvino",),
+    "onnxruntime-cpu": ("onnxruntime", "onnxruntime-gpu"),
+}
+"""Back end -> distributions that may bring its library."""
+
 
 def examine() -> list[Line]:
     """Look at Python, processor, memory, GPUs, back ends and packages; imports nothing heavy."""
+    machine = this_machine()
     lines = [
         Line("python", "Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         Line("python", "tk-vision", "ok", metadata.version("tk-vision")),
         *_other_tk(),
         Line("cpu", "cores", "ok", f"{_cores()} ({_processor()})"),
         Line("cpu", "memory", "ok", _memory()),
-        *_gpus(),
+        *_gpus(machine),
     ]
-    for backend in BACKENDS.values():
-        lack = backend.load().missing()
-        text = lack or f"runs {backend.kind} on {backend.device}"
-        lines.append(Line("back end", backend.name, "missing" if lack else "ok", text))
+    lines += [_backend(backend, machine) for backend in BACKENDS.values()]
+    lines.append(_faiss(machine))
     lines += [_package(*entry) for entry in PACKAGES]
+    lines += [Line("install", what, "advice", command) for command, what in machine.recipe()]
     return lines
 
 
@@ -87,32 +97,71 @@ def _memory() -> str:
     return f"{pages / 2**30:.1f} GiB"
 
 
-def _gpus() -> list[Line]:
-    """Ask the driver, not a framework: TensorRT 8.6 crashes where there is no GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            names = _nvidia_names() or ["NVIDIA GPU"] * count.value
-            return [Line("gpu", f"GPU {i}", "ok", name) for i, name in enumerate(names)]
-    except OSError:
-        return [Line("gpu", "NVIDIA GPU", "none", "no driver (libcuda.so.1): the CPU is used")]
-    return [Line("gpu", "NVIDIA GPU", "none", "driver found, no usable GPU: the CPU is used")]
+def _gpus(machine: Machine) -> list[Line]:
+    lines = [
+        Line(
+            "gpu",
+            f"GPU {index}",
+            "ok",
+            f"{gpu.name}, {gpu.memory / 2**30:.1f} GiB, compute capability "
+            f"{gpu.capability[0]}.{gpu.capability[1]}, driver for CUDA "
+            f"{gpu.driver[0]}.{gpu.driver[1]}{_driver()}",
+        )
+        for index, gpu in enumerate(machine.gpus)
+    ]
+    if not machine.gpus:
+        lines = [Line("gpu", "NVIDIA GPU", "none", "none that CUDA may use: the CPU is used")]
+    if machine.l4t is not None:
+        jetpack, tensorrt = machine.jetpack
+        old = machine.l4t < (36, 0)
+        text = f"JetPack {jetpack}, with TensorRT {tensorrt}"
+        lines.append(Line("gpu", "Jetson", "missing" if old else "ok", text))
+    return lines
 
 
-def _nvidia_names() -> list[str]:
+def _driver() -> str:
+    """`, driver 580.65`, where nvidia-smi tells it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        return ""
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    words = done.stdout.split()
+    return f" ({words[0]})" if done.returncode == 0 and words else ""
+
+
+def _backend(backend: Backend, machine: Machine) -> Line:
+    if backend.device == "cuda" and not machine.gpus:
+        return Line("back end", backend.name, "none", "needs an NVIDIA GPU")
+    if lack := backend.load().missing():
+        # OpenVINO is a choice; the others are what a machine of this kind runs on.
+        optional = backend.extra == "openvino" or (machine.l4t and backend.kind == "onnx")
+        return Line("back end", backend.name, "none" if optional else "missing", lack)
+    found = [(name, version) for name in LIBRARIES[backend.name] if (version := _version(name))]
+    library = " ".join(found[0]) if found else "version not told"
+    return Line(
+        "back end", backend.name, "ok", f"{library}, runs {backend.kind} on {backend.device}"
+    )
+
+
+def _faiss(machine: Machine) -> Line:
+    if lack := faiss_device.missing():
+        return Line("package", "faiss", "missing", f"prototype search: {lack}")
+    (name,) = faiss_device.installed() or ("faiss",)
+    text = f"{_version(name) or 'version not told'} (prototype search)"
+    if machine.gpus and machine.l4t is None and name == "faiss-cpu":
+        text += "; on the CPU: faiss-gpu searches on the GPU"
+    return Line("package", name, "ok", text)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _package(distribution: str, purpose: str, fix: str) -> Line:
-    for name in (distribution, distribution.replace("-cpu", "-gpu")):
-        try:
-            return Line("package", name, "ok", f"{metadata.version(name)} ({purpose})")
-        except metadata.PackageNotFoundError:
-            continue
-    return Line("package", distribution, "missing", f"{purpose}: {fix}")
+    if version := _version(distribution):
+        return Line("package", distribution, "ok", f"{version} ({purpose})")
+    return Line("package", distribution, "none", f"{purpose}: {fix}")

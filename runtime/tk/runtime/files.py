@@ -58,6 +58,24 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes that ask likewise, by a file `.NAME.lock` beside it.
+
+    The lock goes with the process, however it ends; the empty file stays.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise when `path` is a file, or a folder with something in it that was not to be replaced."""
     if path.is_dir() and (overwrite or not any(path.iterdir())):

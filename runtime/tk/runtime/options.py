@@ -12,12 +12,42 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads per engine, 0 for all cores.")]
 
 
-class Device(str, Enum):
-    """Where sessions run."""
+def _device(text: str) -> str:
+    from tk.runtime.devices import parse_device
+    from tk.runtime.errors import TkError
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+    try:
+        parse_device(text)
+    except TkError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        callback=_device,
+        help="auto, cpu, cuda, or cuda:N for the GPU with that number.",
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="auto takes the fastest that passed the gate and runs here; fp32, fp16, bf16, int8.",
+    ),
+]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="auto, tensorrt, onnxruntime or openvino; onnxruntime-cuda and -cpu tell them apart.",
+    ),
+]
 
 
 class Search(str, Enum):

@@ -119,7 +119,11 @@ def test_free__a_picture_alone_and_in_a_batch(free_bundle: Path) -> None:
 
 def test_free__verifies_and_is_as_declared(free_bundle: Path) -> None:
     bundle, rows = verify(free_bundle)
-    assert all(row.passed and "model" in row.measures for row in rows)
+    by_name = {row.backend: row for row in rows}
+    ran = by_name["onnxruntime-cpu"]
+    assert ran.passed and ran.judged and "model" in ran.measures
+    # OpenVINO computes this graph to a score difference of 0.004: the gate keeps it out of use.
+    assert "failed the gate" in by_name["openvino-cpu"].skipped
     assert "tokenizer.json" in bundle.manifest.files
     graph = onnx.load(free_bundle / "model.fp32.onnx")
     kinds = {node.op_type for node in graph.graph.node}

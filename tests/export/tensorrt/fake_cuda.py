@@ -35,7 +35,9 @@ class FakeCuda:
         live: what is held: memory by address, handles by identity.
         recording: the stream's work goes here while a graph is recorded.
         breaks_recording: pretend that the work cannot be recorded.
+        pins: whether host memory can be pinned.
         launches: number of graph launches.
+        device: number of the GPU that was chosen last.
     """
 
     def __init__(self, version: str = "13.5", free: int = 1 << 30) -> None:
@@ -44,7 +46,8 @@ class FakeCuda:
         self.sizes: dict[int, int] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.breaks_recording = False
-        self.launches = self.records = 0
+        self.pins = True
+        self.launches = self.records = self.device = 0
         self.module = self._make(version)
 
     def queue(self, work: Callable[[], None]) -> None:
@@ -79,6 +82,8 @@ class FakeCuda:
         return self._take(size)
 
     def _cudaMallocHost(self, size: int) -> tuple[Any, int]:
+        if not self.pins:
+            return self.error.cudaErrorMemoryAllocation, 0
         return self._take(size)
 
     def _cudaFree(self, address: int) -> tuple[Any]:
@@ -87,6 +92,10 @@ class FakeCuda:
 
     def _cudaFreeHost(self, address: int) -> tuple[Any]:
         del self.live[address], self.sizes[address]
+        return (self.error.cudaSuccess,)
+
+    def _cudaSetDevice(self, device: int) -> tuple[Any]:
+        self.device = device
         return (self.error.cudaSuccess,)
 
     def _cudaMemGetInfo(self) -> tuple[Any, int, int]:

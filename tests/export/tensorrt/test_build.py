@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.export.tensorrt.tables import VERSIONS
-from tests.export.tensorrt.world import PART, World, half_json
+from tests.export.tensorrt.world import PART, World, half_json, world_maker
 
 from tk.export.tensorrt import flags, timing_cache
 from tk.export.tensorrt.build import Plan, build_plan, plan_file
@@ -32,14 +32,7 @@ TINY = Gpu("Tiny", (5, 0), 1 << 30, (12, 0))
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def build(version: str, **values: Any) -> World:
-        world = World(version)
-        for name, value in values.items():
-            setattr(world, name, value)
-        world.install(monkeypatch)
-        return world
-
-    return build
+    return world_maker(monkeypatch)
 
 
 def write_graph(folder: Path, precision: str) -> Path:

@@ -18,10 +18,23 @@ from tk.runtime.backends.tensorrt.dtypes import NUMPY_OF
 from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.manifest import Part, TensorSpec
 
-GPU = Gpu("NVIDIA H200", (9, 0), 1 << 30, (12, 8))
+GPU = Gpu("NVIDIA H200", (9, 0), 1 << 30, (13, 0))
 PART = Part(
     (TensorSpec("image", "uint8", ("B", 4)),), (TensorSpec("embedding", "float32", ("B", 4)),), 16
 )
+
+
+def world_maker(patch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """What makes and installs worlds: `make("10.13", free=64 << 20, loadable=False)`."""
+
+    def make(version: str, **values: Any) -> World:
+        world = World(version, free=values.pop("free", 1 << 30))
+        for name, value in values.items():
+            setattr(world, name, value)
+        world.install(patch)
+        return world
+
+    return make
 
 
 def half_json(version: str, words: tuple[str, str] = ("Half", "Float")) -> str:
@@ -50,6 +63,7 @@ class World:
         log: (severity, text) that the build says.
         builds: whether a build gives a plan.
         loadable: whether a plan can be loaded.
+        load_error: what is said when it cannot.
         data_dependent: the output's rows are those with a positive sum.
         phases: steps of a build's outermost phase.
     """
@@ -62,11 +76,13 @@ class World:
             "image": (True, "UINT8", (-1, 4)),
             "embedding": (False, "FLOAT", (-1, 4)),
         }
+        self.gpus = [GPU]
         self.high = 16
         self.layers: list[tuple[str, str]] = [("conv", "FLOAT"), ("norm", "FLOAT")]
         self.log: list[tuple[str, str]] = []
         self.parser_errors: list[str] = []
         self.builds = self.loadable = True
+        self.load_error = "magic tag does not match"
         self.data_dependent = False
         self.executes = True
         self.shares_profile = True
@@ -82,7 +98,7 @@ class World:
         name = "tensorrt_lean" if self.version.startswith("lean") else "tensorrt"
         patch.setitem(sys.modules, name, self.trt)
         patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda.module)
-        patch.setattr(library, "find_gpus", lambda: [GPU])
+        patch.setattr(library, "find_gpus", lambda: self.gpus)
         patch.setattr(library, "installed", lambda: [name])
         patch.setattr(library, "cuda_python", lambda: True)
 
@@ -184,7 +200,7 @@ class World:
 
     def _load(self, runtime: Any, data: bytes) -> Any:
         if not self.loadable:
-            runtime.logger.log(self.trt.ILogger.Severity.ERROR, "magic tag does not match")
+            runtime.logger.log(self.trt.ILogger.Severity.ERROR, self.load_error)
             return None
         sizes = {"num_io_tensors": len(self.spec), "num_optimization_profiles": 1}
         memory = {"device_memory_size": self.scratch, "device_memory_size_v2": self.scratch}

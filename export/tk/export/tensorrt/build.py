@@ -30,9 +30,6 @@ from tk.runtime.progress import progress
 
 FOLDER = "plans"
 
-MEMORY_WORDS = ("out of memory", "outofmemory", "insufficient memory", "cudamalloc")
-"""In log lines of a build that lacked GPU memory."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -211,7 +208,7 @@ class _Build:
 
     def _failed(self, what: str) -> TkError:
         text = self.log.text()
-        if any(word in text.lower() for word in MEMORY_WORDS):
+        if self.log.lacks_memory():
             free, total = _gpu_memory(self.gpu)
             return EnvironmentLacks(
                 f"{what}: not enough GPU memory",

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tk.runtime.backends.tensorrt.gpu import Gpu
-from tk.runtime.files import write_bytes
+from tk.runtime.files import locked, write_bytes
 
 
 def cache_file(folder: Path, version: str, gpu: Gpu) -> Path:
     """Name of the cache: timings of another version or GPU would be wrong."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     return folder / f"trt{version}-{name}-{gpu.sm}.timing"
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold `file` against other processes; the lock goes with the process, however it ends."""
-    import fcntl
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file.with_name(file.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def attach(config: Any, file: Path) -> None:

@@ -59,7 +59,7 @@ class AnnotateOptions:
         assign: `unique` gives each class at most once, by optimal assignment; see `assign`.
         unknown_threshold: least similarity of an accepted class; None takes the gallery's own.
         batch_size: pictures that share a batch.
-        device, precision, threads: of the sessions.
+        device, precision, backend, threads: of the sessions.
         masks: write `mask_rle`.
         pictures: draw one picture per image.
         picture_size: longer side of drawn pictures, pixels.
@@ -75,6 +75,7 @@ class AnnotateOptions:
     batch_size: int = 4
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     threads: int = 0
     masks: bool = True
     pictures: bool = True
@@ -90,6 +91,7 @@ class Chain:
         session: dict[str, Any] = {
             "device": options.device,
             "precision": options.precision,
+            "backend": options.backend,
             "threads": options.threads,
         }
         detector = Bundle.open(models.detector, "detector")
@@ -97,7 +99,7 @@ class Chain:
         self.segmenter = Segmenter(Bundle.open(models.segmenter, "segmenter"), **session)
         self.embedder = Embedder(Bundle.open(models.embedder, "embedder"), **session)
         self.gallery = load_gallery(gallery, self.embedder)
-        self.search = PrototypeSearch(self.gallery, options.search)
+        self.search = PrototypeSearch(self.gallery, options.search, options.device)
         self.threshold = (
             self.gallery.thresholds.get(options.search, -1.0)
             if options.unknown_threshold is None
@@ -288,8 +290,15 @@ def _summary(
         "seconds_in_engines": round(engine, 3),
         "unknown_threshold": chain.threshold,
         "sessions": [
-            {"name": s.name, "backend": s.backend, "precision": s.precision, "calls": s.calls}
+            {
+                "name": s.name,
+                "backend": s.backend,
+                "precision": s.precision,
+                "why": s.why,
+                "calls": s.calls,
+            }
             for s in chain.sessions
         ],
+        "search": chain.search.place,
         "options": asdict(options),
     }

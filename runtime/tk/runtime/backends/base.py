@@ -27,6 +27,7 @@ class Session(ABC):
         backend: the back end and device, e.g. `onnxruntime-cpu`.
         precision: what the loaded file holds.
         part: declared inputs and outputs.
+        why: one line, why this file on this back end was taken; "" when somebody opened it by hand.
         seconds: time spent inside the back end so far.
         cpu_seconds: CPU time of the process in that time, all threads.
         calls: how often it ran.
@@ -34,6 +35,7 @@ class Session(ABC):
 
     def __init__(self, name: str, backend: str, precision: str, part: Part) -> None:
         self.name, self.backend, self.precision, self.part = name, backend, precision, part
+        self.why = ""
         self.seconds, self.cpu_seconds, self.calls = 0.0, 0.0, 0
         self._open = True
 

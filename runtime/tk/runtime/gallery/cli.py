@@ -10,7 +10,7 @@ import typer
 from tk.cli import group
 from tk.runtime.options import (
     AsJson,
-    Device,
+    DeviceOption,
     Overwrite,
     Search,
     SearchOption,
@@ -37,17 +37,17 @@ gallery = group("Class prototypes: what `tk annotate` compares objects with.")
 
 
 def _heads(
-    embedder: Path, segmenter: Path | None, device: Device, threads: int
+    embedder: Path, segmenter: Path | None, device: str, threads: int
 ) -> tuple[Embedder, Segmenter | None]:
     from tk.runtime.bundle import Bundle
     from tk.runtime.heads.embedder import Embedder
     from tk.runtime.heads.segmenter import Segmenter
 
-    head = Embedder(Bundle.open(embedder, "embedder"), device=device.value, threads=threads)
+    head = Embedder(Bundle.open(embedder, "embedder"), device=device, threads=threads)
     if segmenter is None:
         return head, None
     bundle = Bundle.open(segmenter, "segmenter")
-    return head, Segmenter(bundle, device=device.value, threads=threads)
+    return head, Segmenter(bundle, device=device, threads=threads)
 
 
 @gallery.command("build")
@@ -64,7 +64,7 @@ def gallery_build(
     sub_prototypes: Annotated[
         int, typer.Option(min=0, max=1000, help="Centres per class for --search sub, 0: none.")
     ] = 0,
-    device: Device = Device.auto,
+    device: DeviceOption = "auto",
     threads: Threads = 0,
     seed: Annotated[int, typer.Option(help="Of held-out references and sub-prototypes.")] = 0,
     overwrite: Overwrite = False,
@@ -124,7 +124,7 @@ def gallery_evaluate(
     segmenter: SegmenterOption = None,
     search: SearchOption = Search.centroid,
     unknown_threshold: ThresholdOption = None,
-    device: Device = Device.auto,
+    device: DeviceOption = "auto",
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +141,13 @@ def gallery_evaluate(
     opened = open_gallery(gallery)
     head, cutter = _heads(embedder, segmenter, device, threads)
     figures = evaluate_gallery(
-        opened, references, head, cutter, search=search.value, threshold=unknown_threshold
+        opened,
+        references,
+        head,
+        cutter,
+        search=search.value,
+        threshold=unknown_threshold,
+        device=device,
     )
     if as_json:
         print_json(figures)
@@ -159,7 +165,7 @@ def gallery_search(
     search: SearchOption = Search.centroid,
     unknown_threshold: ThresholdOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show per picture.")] = 5,
-    device: Device = Device.auto,
+    device: DeviceOption = "auto",
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -175,7 +181,14 @@ def gallery_search(
     opened = open_gallery(gallery)
     head, cutter = _heads(embedder, segmenter, device, threads)
     found = rank_pictures(
-        opened, images, head, cutter, search=search.value, threshold=unknown_threshold, top=top
+        opened,
+        images,
+        head,
+        cutter,
+        search=search.value,
+        threshold=unknown_threshold,
+        device=device,
+        top=top,
     )
     if as_json:
         print_json(found)

@@ -55,6 +55,7 @@ def evaluate_gallery(
     *,
     search: SearchMode = "centroid",
     threshold: float | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Name pictures of known classes and count what is right.
 
@@ -65,6 +66,7 @@ def evaluate_gallery(
         segmenter: cuts them out as the annotator does; see `reference_crop`.
         search: what pictures are compared with.
         threshold: similarity below which a picture is `unknown`; None takes the gallery's own.
+        device: where to search; see `faiss_device`.
 
     Returns:
         Figures, ready for JSON; see `measure`. `skipped` has a sentence per unusable picture.
@@ -73,7 +75,7 @@ def evaluate_gallery(
         TkError: gallery and embedder do not go together, or no picture can be used.
     """
     gallery.check_embedder(embedder)
-    engine = PrototypeSearch(gallery, search)
+    engine = PrototypeSearch(gallery, search, device)
     found = embed_references(find_references(folder), embedder, segmenter)
     if not found.kept:
         raise TkError(

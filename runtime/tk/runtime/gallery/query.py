@@ -27,6 +27,7 @@ def rank_pictures(
     *,
     search: SearchMode = "centroid",
     threshold: float | None = None,
+    device: str = "auto",
     top: int = 5,
 ) -> list[dict[str, Any]]:
     """Compare pictures of single objects with a gallery.
@@ -38,6 +39,7 @@ def rank_pictures(
         segmenter: cuts them out as the annotator does; see `reference_crop`.
         search: what pictures are compared with.
         threshold: similarity below which the answer is `unknown`; None takes the gallery's own.
+        device: where to search; see `faiss_device`.
         top: classes to name per picture.
 
     Returns:
@@ -48,7 +50,7 @@ def rank_pictures(
         TkError: no pictures, none that can be used, or a gallery of another embedder.
     """
     gallery.check_embedder(embedder)
-    engine = PrototypeSearch(gallery, search)
+    engine = PrototypeSearch(gallery, search, device)
     limit = gallery.thresholds.get(search, -1.0) if threshold is None else threshold
     files = [
         file

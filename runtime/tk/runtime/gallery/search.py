@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import util
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.devices import parse_device
+from tk.runtime.errors import TkError
+from tk.runtime.gallery.faiss_device import GpuCopies, load_faiss, stays_on_cpu
 from tk.runtime.gallery.gallery import Gallery, SearchMode
 
 SMALL = 100_000
@@ -26,32 +27,42 @@ class PrototypeSearch:
     Args:
         gallery: unit vectors.
         mode: what to compare with.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; see `faiss_device`.
+
+    Attributes:
+        classes, mode: as given.
+        place: one line, where it searches and why there.
 
     Raises:
         TkError: no classes, or `sub` of a gallery without sub-prototypes.
-        EnvironmentLacks: FAISS is not installed.
+        EnvironmentLacks: FAISS is not installed, or the GPU is too small.
     """
 
-    def __init__(self, gallery: Gallery, mode: SearchMode = "centroid") -> None:
-        if util.find_spec("faiss") is None:
-            raise EnvironmentLacks(
-                "prototype search needs FAISS", fix="pip install 'tk-vision[cpu]'"
-            )
-        import faiss
-
+    def __init__(
+        self, gallery: Gallery, mode: SearchMode = "centroid", device: str = "auto"
+    ) -> None:
+        wish = parse_device(device)
+        self._faiss: Any = load_faiss()
         if not gallery.classes:
             raise TkError("the gallery has no classes", fix="tk gallery build")
         rows, labels = gallery.vectors(mode)
-        self._faiss: Any = faiss
         self._small = len(rows) < SMALL
         self.classes, self.mode = gallery.classes, mode
-        self._indexes: list[Any] = []
         each = range(len(gallery.classes))
         groups = [rows] if mode == "centroid" else [rows[labels == i] for i in each]
-        for vectors in groups:
-            index = faiss.IndexFlatIP(vectors.shape[1])
-            index.add(np.ascontiguousarray(vectors))
-            self._indexes.append(index)
+        self._indexes = [self._flat(vectors) for vectors in groups]
+        reason = stays_on_cpu(self._faiss, wish, len(each) if mode == "centroid" else 1)
+        self.place = f"FAISS on the CPU ({reason})" if reason else f"FAISS on GPU {wish.index}"
+        if not reason:
+            self._copies = GpuCopies(self._faiss, wish.index)
+            self._indexes = [
+                self._copies.copy(index) if index.ntotal else index for index in self._indexes
+            ]
+
+    def _flat(self, vectors: NDArray[np.float32]) -> Any:
+        index = self._faiss.IndexFlatIP(vectors.shape[1])
+        index.add(np.ascontiguousarray(vectors))
+        return index
 
     def similarity(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compare embeddings with all classes.

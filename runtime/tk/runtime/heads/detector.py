@@ -77,7 +77,7 @@ class CompactDetector:
     Args:
         bundle: of task `detector`.
         options: thresholds.
-        session_options: passed to `Bundle.session` (device, precision, threads).
+        session_options: passed to `Bundle.session` (device, precision, backend, threads).
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class TextDetector:
         bundle: of task `detector`, with `text` among its settings.
         options: thresholds.
         text: prompt and its threshold.
-        session_options: passed to `Bundle.session` (device, precision, threads).
+        session_options: passed to `Bundle.session` (device, precision, backend, threads).
 
     Raises:
         TkError: a prompt that the model cannot take, or another than the baked one.
@@ -176,7 +176,8 @@ def _text_features(
     bundle: Bundle, prompt: Prompt, session_options: dict[str, Any]
 ) -> NDArray[np.float32]:
     """Features of a prompt, (1, T, D) float32, kept or computed."""
-    asked = f"{session_options.get('device', 'auto')} {session_options.get('precision', 'auto')}"
+    names = ("device", "precision", "backend")
+    asked = " ".join(str(session_options.get(name, "auto")) for name in names)
     key = prompt_key(f"{bundle.sha256} {asked}", prompt)
     file = prompt_file(bundle.path, prompt, key)
     width = int(bundle.manifest.parts["text"].outputs[0].shape[-1])

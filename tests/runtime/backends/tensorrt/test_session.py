@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.export.tensorrt.tables import VERSIONS
-from tests.export.tensorrt.world import GPU, PART, World
+from tests.export.tensorrt.world import GPU, PART, World, world_maker
 
 from tk.runtime.backends.base import Session
 from tk.runtime.backends.tensorrt import library
@@ -24,14 +24,7 @@ Make = Callable[..., World]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def build(version: str, **values: Any) -> World:
-        world = World(version, free=values.pop("free", 1 << 30))
-        for name, value in values.items():
-            setattr(world, name, value)
-        world.install(monkeypatch)
-        return world
-
-    return build
+    return world_maker(monkeypatch)
 
 
 def facts(world: World, **values: Any) -> dict[str, Any]:
@@ -190,6 +183,49 @@ def test_session__gpu_memory_too_small_for_a_tensor(make: Make) -> None:
             answer(session, image(16))
 
 
+def test_session__gpu_memory_too_small_for_the_weights(make: Make) -> None:
+    words = "Requested amount of GPU memory (9 bytes) could not be allocated: out of memory"
+    world = make("10.13", free=64 << 20, loadable=False, load_error=words)
+    with pytest.raises(EnvironmentLacks, match=r"to load m/p\.plan") as caught:
+        start(world)
+    assert "64 MiB free of 64 MiB" in caught.value.found and words in caught.value.found
+
+
+def test_session__pinned_memory_that_lacks_is_our_error(make: Make) -> None:
+    world = make("10.3")
+    with start(world) as session:
+        world.cuda.pins = False
+        with pytest.raises(TkError, match=r"pinning .* MiB of memory"):
+            answer(session, image(2))
+    assert world.cuda.live == {}
+
+
+def test_session__runs_on_the_gpu_that_was_asked_for(make: Make) -> None:
+    world = make("10.13", gpus=[GPU, replace(GPU, name="other")])
+    with open_session(
+        b"PLAN", "m", "fp16", PART, 0, facts=facts(world, gpu="other"), device=1
+    ) as session:
+        assert world.cuda.device == 1
+        world.cuda.device = 0  # as another thread would find it
+        answer(session, image(2))
+        assert world.cuda.device == 1
+    with pytest.raises(EnvironmentLacks, match="no GPU 2"):
+        open_session(b"PLAN", "m", "fp16", PART, 0, facts=facts(world), device=2)
+    assert "no GPU 2" in refusal(facts(world), 2)
+
+
+def test_session__a_broken_install_is_a_reason_not_a_crash(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make("10.3")
+
+    def fail(name: str) -> Any:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    assert "libnvinfer.so.10" in refusal(facts(world))
+
+
 def test_session__host_code_stays_off(make: Make) -> None:
     world = make("11.4")
     with start(world):
@@ -208,7 +244,7 @@ def test_session__memory_of_contexts_by_version(make: Make) -> None:
 def test_session__a_damaged_plan_tells_tensorrts_words(make: Make) -> None:
     with pytest.raises(TkError, match="magic tag") as caught:
         start(make("10.13", loadable=False))
-    assert "tk export" in caught.value.fix
+    assert "tk plan" in caught.value.fix
 
 
 def test_session__failing_run_tells_tensorrts_words(make: Make) -> None:

@@ -15,6 +15,8 @@ from tk.runtime.backends.openvino.outside import names_files
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.manifest import Part
 
+NAME = "openvino-cpu"
+
 HINTS = {"bf16": "bf16", "fp16": "f16"}
 """Arithmetic by precision of the artifact; float32 for the rest, also between int8 kernels.
 
@@ -30,6 +32,13 @@ def missing() -> str:
     return ""
 
 
+def refusal(facts: Mapping[str, Any], device: int = 0) -> str:
+    """Say why a graph with these facts cannot run here, "" when it can."""
+    if facts.get("weights"):
+        return "its weights lie beside the graph, which OpenVINO would read unchecked"
+    return missing()
+
+
 def open_session(
     data: bytes,
     name: str,
@@ -37,6 +46,9 @@ def open_session(
     part: Part,
     threads: int,
     weights: Mapping[str, bytes] | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    device: int = 0,
 ) -> Session:
     """Load a graph from bytes that were already checked.
 
@@ -45,6 +57,7 @@ def open_session(
         threads: worker threads; 0 takes all cores.
         weights: content of the files that the graph names for its weights. OpenVINO would read
             them, and any other file, by itself and unchecked, so such graphs are refused.
+        facts, device: of other back ends.
 
     Raises:
         EnvironmentLacks: openvino is not installed.
@@ -64,7 +77,7 @@ class OpenVinoSession(Session):
     """A graph in OpenVINO's CPU plugin."""
 
     def __init__(self, data: bytes, name: str, precision: str, part: Part, threads: int) -> None:
-        super().__init__(name, "openvino-cpu", precision, part)
+        super().__init__(name, NAME, precision, part)
         try:
             self._request: Any = _compiled(data, part, precision, threads).create_infer_request()
         except TkError:

@@ -36,6 +36,15 @@ def check(answer: tuple[Any, ...], doing: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def use(device: int) -> None:
+    """Make a GPU the one of this thread; CUDA keeps its choice per thread, and starts with 0.
+
+    Raises:
+        TkError: there is no such GPU.
+    """
+    check(_rt().cudaSetDevice(device), f"taking GPU {device}")
+
+
 def memory_info() -> tuple[int, int]:
     """Free memory and all memory of the GPU, bytes."""
     free, total = check(_rt().cudaMemGetInfo(), "asking for free memory")

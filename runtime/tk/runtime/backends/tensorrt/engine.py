@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream
+from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, memory_info
 from tk.runtime.backends.tensorrt.dtypes import has_type, numpy_name
 from tk.runtime.backends.tensorrt.facts import REBUILD
 from tk.runtime.backends.tensorrt.log import Log
@@ -72,14 +72,26 @@ class Engine:
         self._runtime: Any = runtime  # must outlive the engine
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise TkError(
-                f"TensorRT {trt.__version__} cannot load {name}",
-                found=self.log.text(),
-                fix=REBUILD,
-            )
+            raise self._not_loaded(len(data))
         self._engine: Any = engine
         self._check_tensors(part)
         self.ranges = {spec.name: self._range(spec.name) for spec in part.inputs}
+
+    def _not_loaded(self, size: int) -> TkError:
+        if not self.log.lacks_memory():
+            return TkError(
+                f"TensorRT {self.trt.__version__} cannot load {self.name}",
+                found=self.log.text(),
+                fix=REBUILD,
+            )
+        free, total = memory_info()
+        return EnvironmentLacks(
+            f"not enough GPU memory to load {self.name}",
+            expected=f"about {size / 2**20:,.0f} MiB for its weights, and room to work in",
+            found=f"{free / 2**20:,.0f} MiB free of {total / 2**20:,.0f} MiB\n    "
+            + self.log.text(),
+            fix="stop what else uses the GPU, or take a plan of fewer bits: --precision fp16",
+        )
 
     def scratch_bytes(self) -> int:
         """GPU memory that a running context works in."""

@@ -13,7 +13,7 @@ SAME = 3
 
 AMPERE = (8, 0)
 
-REBUILD = "build it on this machine from its graph: tk export … --to tensorrt"
+REBUILD = "build it on this machine from its graph: tk plan BUNDLE"
 
 
 def unfit(facts: Mapping[str, Any], library: str, version: str, gpu: Gpu) -> str:

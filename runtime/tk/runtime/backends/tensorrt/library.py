@@ -6,6 +6,7 @@ import importlib
 from importlib import util
 from typing import Any
 
+from tk.runtime.backends.cuda_stack import too_new
 from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
 from tk.runtime.errors import EnvironmentLacks
 
@@ -13,9 +14,12 @@ WHOLE, LEAN = "tensorrt", "tensorrt_lean"
 OLDEST = (8, 6)
 
 INSTALL = (
-    "pip install 'tk-vision[gpu]'; on a Jetson TensorRT comes with JetPack: "
-    "make the environment with python3 -m venv --system-site-packages"
+    "pip install 'tk-vision[gpu]', for a driver of CUDA 12 'tk-vision[gpu-cu12]'; on a Jetson "
+    "TensorRT comes with JetPack: make the environment with python3 -m venv --system-site-packages"
 )
+
+PACKAGES = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_lean", "cuda-bindings")
+"""Distributions that have to be for a CUDA that the driver runs."""
 
 
 def installed() -> list[str]:
@@ -25,13 +29,17 @@ def installed() -> list[str]:
 
 def missing() -> str:
     """Say what this machine lacks to run plans, "" when nothing. Imports no TensorRT."""
+    gpus = find_gpus()
+    if not gpus:
+        return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
     if not installed():
         return f"TensorRT is not installed: {INSTALL}"
     if not cuda_python():
-        return "cuda-python is not installed: pip install cuda-python (12.x for CUDA 12)"
-    if not find_gpus():
-        return "no NVIDIA GPU that CUDA may use (libcuda.so.1, cuInit)"
-    return ""
+        return (
+            "cuda-python is not installed: pip install 'cuda-python>=13', "
+            "for a driver of CUDA 12 'cuda-python>=12.8,<13'"
+        )
+    return too_new(PACKAGES, gpus[0].driver)
 
 
 def cuda_python() -> bool:
@@ -39,8 +47,8 @@ def cuda_python() -> bool:
     return util.find_spec("cuda") is not None and util.find_spec("cuda.bindings") is not None
 
 
-def the_gpu() -> Gpu:
-    """The GPU that CUDA takes when nothing else is said.
+def the_gpu(index: int = 0) -> Gpu:
+    """The GPU with this number; the first is what CUDA takes when nothing else is said.
 
     Raises:
         EnvironmentLacks: there is none.
@@ -52,7 +60,13 @@ def the_gpu() -> Gpu:
             fix="look at nvidia-smi (on a Jetson: tegrastats) and CUDA_VISIBLE_DEVICES; "
             "tk doctor lists what there is",
         )
-    return gpus[0]
+    if index >= len(gpus):
+        raise EnvironmentLacks(
+            f"there is no GPU {index}",
+            expected=f"a number from 0 to {len(gpus) - 1}",
+            fix="tk doctor lists the GPUs; CUDA_VISIBLE_DEVICES hides some and numbers the rest",
+        )
+    return gpus[index]
 
 
 def load(name: str = WHOLE) -> Any:

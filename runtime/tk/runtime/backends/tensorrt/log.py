@@ -13,6 +13,10 @@ SHOWN = 12
 """Lines that an error shows."""
 
 
+MEMORY_WORDS = ("out of memory", "outofmemory", "insufficient memory", "cudamalloc")
+"""In log lines of work that lacked GPU memory."""
+
+
 class Log:
     """Collects lines of warnings and errors.
 
@@ -45,6 +49,10 @@ class Log:
         """The lines that are errors, oldest first; all lines when none is."""
         found = [line for line in self.lines if not line.startswith("WARNING")]
         return found or list(self.lines)
+
+    def lacks_memory(self) -> bool:
+        """Whether it was GPU memory that lacked."""
+        return any(word in self.text().lower() for word in MEMORY_WORDS)
 
     def text(self) -> str:
         """The last errors, one per line, for the `found` of an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.backends.tensorrt.allocator import OutputMemory
 from tk.runtime.backends.tensorrt.buffers import TensorMemory
-from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, Timer, memory_info
+from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, Timer, memory_info, use
 from tk.runtime.backends.tensorrt.engine import Engine, Shape
 from tk.runtime.backends.tensorrt.facts import REBUILD, unfit
 from tk.runtime.backends.tensorrt.lane import Lane
@@ -32,11 +33,15 @@ def missing() -> str:
     return library.missing()
 
 
-def refusal(facts: Mapping[str, Any]) -> str:
+def refusal(facts: Mapping[str, Any], device: int = 0) -> str:
     """Say why a plan with these facts cannot run here, "" when it can; loads no plan."""
     if lack := missing():
         return lack
-    return _choose(facts)[1]
+    try:
+        reason = _choose(facts, device)[1]
+    except EnvironmentLacks as error:
+        return error.what
+    return f"{reason}; {REBUILD}" if reason else ""
 
 
 def open_session(
@@ -46,7 +51,9 @@ def open_session(
     part: Part,
     threads: int,
     weights: Mapping[str, bytes] | None = None,
+    *,
     facts: Mapping[str, Any] | None = None,
+    device: int = 0,
 ) -> Session:
     """Load a plan from bytes that were already checked.
 
@@ -55,6 +62,7 @@ def open_session(
         threads, weights: of other back ends; a plan uses neither.
         facts: of the artifact, from the manifest: what the plan was built for. Without them it is
             not loaded.
+        device: number of the GPU.
 
     Raises:
         EnvironmentLacks: no GPU, no TensorRT, too little GPU memory.
@@ -63,19 +71,19 @@ def open_session(
     """
     if lack := missing():
         raise EnvironmentLacks(f"cannot run {name}", found=lack)
-    trt, reason = _choose(facts or {})
+    trt, reason = _choose(facts or {}, device)
     if trt is None:
         raise CheckFailed(f"{name} is not loaded: {reason}", fix=REBUILD)
-    gpu = library.the_gpu()
+    gpu = library.the_gpu(device)
     built_on = (facts or {}).get("gpu")
     if built_on not in (None, gpu.name):
         warn(f"{name} was built on {built_on}, here is {gpu.name}: a plan built here may be faster")
-    return TensorRTSession(trt, data, name, precision, part)
+    return TensorRTSession(trt, data, name, precision, part, device=device)
 
 
-def _choose(facts: Mapping[str, Any]) -> tuple[Any, str]:
+def _choose(facts: Mapping[str, Any], device: int) -> tuple[Any, str]:
     """The installed TensorRT that fits a plan, or None and why not."""
-    gpu = library.the_gpu()
+    gpu = library.the_gpu(device)
     reasons = []
     for name in library.installed():
         trt = library.load(name)
@@ -95,12 +103,23 @@ class TensorRTSession(Session):
 
     Args:
         graphs: whether to record CUDA graphs.
+        device: number of the GPU.
     """
 
     def __init__(
-        self, trt: Any, data: bytes, name: str, precision: str, part: Part, *, graphs: bool = True
+        self,
+        trt: Any,
+        data: bytes,
+        name: str,
+        precision: str,
+        part: Part,
+        *,
+        graphs: bool = True,
+        device: int = 0,
     ) -> None:
         super().__init__(name, NAME, precision, part)
+        self._device = device
+        use(device)
         self._graphs = graphs
         self._seen: Counter[tuple[tuple[str, Shape], ...]] = Counter()
         self._lanes: OrderedDict[tuple[tuple[str, Shape], ...], Lane] = OrderedDict()
@@ -169,6 +188,7 @@ class TensorRTSession(Session):
         return seconds
 
     def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        use(self._device)  # another thread than that which opened the session may run it
         lane, stream = self._ready(inputs), self._stream
         assert stream is not None
         for name, array in inputs.items():
@@ -242,6 +262,8 @@ class TensorRTSession(Session):
             lane.allocate(name, self._grown[name].allocator)
 
     def _close(self) -> None:
+        with contextlib.suppress(TkError):  # a broken GPU: what is freed below is lost anyway
+            use(self._device)
         lanes = [*self._lanes.values(), *([self._shared] if self._shared else [])]
         for lane in lanes:
             lane.close()

@@ -1,0 +1,179 @@
+"""Plans for this machine from the graphs that a bundle holds: no PyTorch, no checkpoint.
+
+A bundle travels, a plan does not. What PyTorch answers to real inputs lies in the bundle's probe,
+so a plan is judged by it: as it stands, and with its rows repeated to the largest batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import util
+from pathlib import Path
+
+from tk.export.tensorrt.options import BuildOptions
+from tk.runtime.backends.registry import PRECISIONS
+from tk.runtime.backends.tensorrt import library
+from tk.runtime.bundle import MANIFEST, Bundle
+from tk.runtime.choice import read_wish
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.files import locked, write_bytes, write_json
+from tk.runtime.manifest import Artifact
+from tk.runtime.verify import VerifyRow, judge, record
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of a bundle.
+
+    Attributes:
+        files: plans that were kept.
+        rows: their figures.
+    """
+
+    files: list[str]
+    rows: list[VerifyRow]
+
+
+def add_plans(path: Path, precisions: Sequence[str], options: BuildOptions) -> Added:
+    """Build plans for the GPU of this machine, prove them, and add them to their bundle.
+
+    Plans of the same name (this TensorRT, this kind of GPU) are replaced; others stay.
+
+    Args:
+        path: the bundle.
+        precisions: of the plans; empty takes all that the bundle has graphs of. A part without a
+            graph of one of them gets a plan in float32.
+        options: how to build; precision, batch and keep-list are set by part.
+
+    Raises:
+        TkError: not a bundle, or one without such graphs.
+        EnvironmentLacks: no GPU, no TensorRT, no package onnx, too little memory.
+        CheckFailed: a plan does not give the answers of the PyTorch model; nothing was kept.
+    """
+    bundle = Bundle.open(path)
+    having = {a.precision for a in bundle.manifest.artifacts if a.kind == "onnx"}
+    asked = tuple(precisions) or tuple(name for name in PRECISIONS if name in having)
+    if lost := [name for name in asked if name not in having]:
+        raise TkError(
+            f"bundle {path.name} has no graph in {lost[0]} to build a plan from",
+            found=", ".join(sorted(having)),
+            fix=f"tk export SOURCE {path} --images DIR --precision {lost[0]}, where PyTorch is",
+        )
+    _must_build()
+    graphs = _graphs(bundle, asked)
+    plans = [_build(bundle, graph, options, precision) for precision, graph in graphs]
+    with locked(path.with_name(f"{path.name}.plans")):
+        return _keep(path, plans, asked)
+
+
+def _must_build() -> None:
+    if lack := library.missing():
+        raise EnvironmentLacks("plans are built on the machine that runs them", found=lack)
+    if util.find_spec("onnx") is None:
+        raise EnvironmentLacks("building a plan needs the package onnx", fix="pip install onnx")
+
+
+def _graphs(bundle: Bundle, asked: Sequence[str]) -> list[tuple[str, Artifact]]:
+    """(Precision, graph) of each plan; of a part that lacks a precision its float32 graph, once."""
+    found: dict[tuple[str, str], Artifact] = {}
+    for part in bundle.manifest.parts:
+        own = {
+            a.precision: a for a in bundle.manifest.artifacts if a.part == part and a.kind == "onnx"
+        }
+        for precision in asked:
+            taken = precision if precision in own else "fp32"
+            if taken in own:
+                found.setdefault((part, taken), own[taken])
+    return [(precision, graph) for (_, precision), graph in found.items()]
+
+
+def _build(
+    bundle: Bundle, graph: Artifact, options: BuildOptions, precision: str
+) -> tuple[bytes, Artifact]:
+    from tk.export.tensorrt.build import build_plan
+
+    part = bundle.manifest.parts[graph.part]
+    source, keep = _source(bundle, graph, precision)
+    own = replace(
+        options, precision=precision, max_batch=part.max_batch, keep=keep, opt_batch=0, min_batch=1
+    )
+    plan = build_plan(bundle.path / source, part, graph.part, own, bundle.manifest.source)
+    return plan.data, plan.artifact
+
+
+def _source(bundle: Bundle, graph: Artifact, precision: str) -> tuple[str, tuple[str, ...]]:
+    """The graph that TensorRT reads, and the nodes that it is told to keep in float32.
+
+    Types of the graph bind TensorRT 10 and newer. 8.6 chooses them itself, so it gets the float32
+    graph and the list of what must not be lowered, as far as the graph itself tells.
+    """
+    from tk.export.tensorrt.flags import can_be_strong
+
+    if precision not in ("fp16", "bf16") or can_be_strong(library.load()):
+        return graph.file, ()
+    import onnx
+
+    from tk.export.precision.cast import float32_nodes
+    from tk.export.precision.formats import Precision
+    from tk.export.precision.keep import default_keep
+
+    (float32,) = [
+        a.file
+        for a in bundle.manifest.artifacts
+        if a.part == graph.part and a.kind == "onnx" and a.precision == "fp32"
+    ]
+    model = onnx.load(bundle.path / float32, load_external_data=False)
+    low: Precision = "fp16" if precision == "fp16" else "bf16"
+    return float32, float32_nodes(model, low, default_keep(model, low).keys())
+
+
+def _keep(path: Path, plans: Sequence[tuple[bytes, Artifact]], asked: Sequence[str]) -> Added:
+    """Write, judge and record plans; what does not pass is removed again."""
+    _drop(path, {artifact.file for _, artifact in plans})
+    bundle = Bundle.open(path)
+    added = [artifact for _, artifact in plans]
+    manifest = replace(bundle.manifest, artifacts=(*bundle.manifest.artifacts, *added))
+    try:
+        for data, artifact in plans:
+            write_bytes(path / artifact.file, data)
+        wish = read_wish("cuda", "auto", "tensorrt")
+        candidate = Bundle(path, manifest, bundle.verdicts)
+        rows = [row for row in judge(candidate, wish) if row.precision in asked]
+        _must_pass(path, rows)
+        record(bundle, rows, added)
+    except BaseException:
+        for artifact in added:
+            (path / artifact.file).unlink(missing_ok=True)
+        raise
+    return Added([artifact.file for artifact in added], rows)
+
+
+def _must_pass(path: Path, rows: Sequence[VerifyRow]) -> None:
+    wrong = [row for row in rows if row.skipped or not row.passed or not row.measures]
+    if wrong:
+        raise CheckFailed(
+            f"{path.name}: a plan does not give the answers of the PyTorch model; nothing was kept",
+            found="\n    ".join(_row_text(row) for row in wrong),
+            fix="build from another --precision; float32 is nearest",
+        )
+
+
+def _row_text(row: VerifyRow) -> str:
+    figures = ", ".join(
+        f"{part}/{measure.output} {measure.metric} {measure.value:.6g} ({measure.threshold:g})"
+        for part, measures in row.measures.items()
+        for measure in measures
+    )
+    return f"{row.precision}: {row.skipped or figures or 'the probe holds no answers'}"
+
+
+def _drop(path: Path, files: set[str]) -> None:
+    """Take plans of the same name out of the manifest, so that new ones can take their place."""
+    with locked(path):
+        bundle = Bundle.open(path)
+        rest = [a for a in bundle.manifest.artifacts if a.file not in files]
+        if len(rest) == len(bundle.manifest.artifacts):
+            return
+        manifest = bundle.manifest.with_artifacts(rest, bundle.manifest.files)
+        write_json(path / MANIFEST, manifest.to_json())

@@ -1,0 +1,242 @@
+"""Plans added to a bundle without PyTorch, on pretended machines of several TensorRT versions."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tests.export.tensorrt.world import PART, World, half_json, world_maker
+
+from tk.cli import run as run_cli
+from tk.export.tensorrt.add import add_plans
+from tk.export.tensorrt.options import BuildOptions
+from tk.runtime import parity
+from tk.runtime.bundle import MANIFEST, PARITY, PROBE, Bundle
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.files import read_json, sha256_file, write_json
+from tk.runtime.manifest import Artifact, Manifest
+from tk.runtime.preprocess import ImageSpec
+
+Make = Callable[..., World]
+OPTIONS = BuildOptions()
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setitem(parity.THRESHOLDS, "fp16", parity.THRESHOLDS["fp32"])
+
+    return world_maker(monkeypatch)
+
+
+def graph(kind: int) -> bytes:
+    """A graph with weights of a type; the pretended TensorRT looks at nothing else."""
+    weight = helper.make_tensor("w", kind, (4, 4), [1.0] * 16)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["embedding"], name="product"),
+    ]
+    ends = [
+        helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", 4]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", 4]),
+    ]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    opsets = [helper.make_opsetid("", 17)]
+    data: bytes = helper.make_model(made, opset_imports=opsets).SerializeToString()
+    return data
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle with a float32 and an fp16 graph, whose model doubles its input."""
+    folder = tmp_path / "embedder"
+    folder.mkdir()
+    artifacts = []
+    for precision, kind in (("fp32", TensorProto.FLOAT), ("fp16", TensorProto.FLOAT16)):
+        data, file = graph(kind), f"model.{precision}.onnx"
+        (folder / file).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        artifacts.append(Artifact(file, digest, len(data), "model", "onnx", precision))
+    image = np.random.default_rng(0).integers(1, 100, (2, 4), dtype=np.uint8)
+    answers = {"input/image": image, "output/model/embedding": image.astype(np.float32) * 2}
+    np.savez(folder / PROBE, **answers)  # type: ignore[arg-type]
+    verdicts = [{"file": "model.fp32.onnx", "backend": "onnxruntime-cpu", "passed": True}]
+    write_json(folder / PARITY, {"verdicts": verdicts})
+    files = {name: sha256_file(folder / name) for name in (PARITY, PROBE)}
+    image_spec = ImageSpec(4, 4)
+    manifest = Manifest(
+        "embedder", image_spec, None, {"model": PART}, (), {}, {}, {}, "", tuple(artifacts), files
+    )
+    write_json(folder / MANIFEST, manifest.to_json())
+    return folder
+
+
+def plan_name(world: World, precision: str) -> str:
+    numbers = ".".join(world.trt.__version__.split(".")[:2])
+    return f"plans/model.{precision}.trt{numbers}-sm90.plan"
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.3", "10.13", "11.4"])
+def test_add__a_plan_that_runs(make: Make, bundle: Path, version: str) -> None:
+    world = make(version, layers=[("cast", "FLOAT"), ("product", "FLOAT")])
+    before = Bundle.open(bundle).sha256
+
+    added = add_plans(bundle, ["fp16"], OPTIONS)
+
+    assert added.files == [plan_name(world, "fp16")]
+    opened = Bundle.open(bundle)
+    assert opened.sha256 == before, "a plan does not make another model of it"
+    assert opened.verdicts[(added.files[0], "tensorrt")]
+    with opened.session(backend="tensorrt", precision="fp16") as session:
+        found = session.run({"image": np.full((16, 4), 7, np.uint8)})["embedding"]
+    assert found.tolist() == [[14.0] * 4] * 16
+    # The float32 graph and a list for 8.6, which chooses types itself; the typed graph elsewhere.
+    ((path,),) = world.fake.called("parse_from_file")
+    assert path.endswith("model.fp32.onnx" if version == "8.6" else "model.fp16.onnx")
+    assert world.fake.called("set_shape") == [("image", (1, 4), (16, 4), (16, 4))]
+
+
+def test_add__all_that_the_bundle_has_graphs_of(make: Make, bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    one = manifest.with_artifacts(list(manifest.artifacts[:1]), manifest.files)
+    write_json(bundle / MANIFEST, one.to_json())
+    world = make("10.13", inspector=half_json("10.13", ("Float", "Float")))
+    added = add_plans(bundle, [], OPTIONS)
+    assert added.files == [plan_name(world, "fp32")]
+    assert [row.precision for row in added.rows] == ["fp32"]
+
+
+def test_add__again_replaces_the_plan(make: Make, bundle: Path) -> None:
+    make("10.13")
+    (file,) = add_plans(bundle, ["fp16"], OPTIONS).files
+    assert add_plans(bundle, ["fp16"], OPTIONS).files == [file]
+    opened = Bundle.open(bundle)
+    assert [a.file for a in opened.manifest.artifacts].count(file) == 1
+    opened.session(backend="tensorrt").close()
+
+
+def test_add__beside_the_plan_of_another_machine(make: Make, bundle: Path) -> None:
+    make("10.3")
+    (old,) = add_plans(bundle, ["fp16"], OPTIONS).files
+    make("11.4")
+    (new,) = add_plans(bundle, ["fp16"], OPTIONS).files
+    opened = Bundle.open(bundle)
+    assert {old, new} <= {a.file for a in opened.manifest.artifacts} and old != new
+    with (
+        pytest.warns(UserWarning, match="is not used: it was built by TensorRT 10.3"),
+        opened.session(backend="tensorrt") as session,
+    ):
+        assert session.name.endswith(new)
+
+
+def test_add__wrong_answers_keep_nothing(make: Make, bundle: Path) -> None:
+    make("10.13")
+    opened = Bundle.open(bundle)
+    with np.load(bundle / PROBE) as archive:
+        probe = dict(archive)
+    probe["output/model/embedding"] = -probe["output/model/embedding"]
+    np.savez(bundle / PROBE, **probe)
+    files = {name: sha256_file(bundle / name) for name in opened.manifest.files}
+    again = opened.manifest.with_artifacts(list(opened.manifest.artifacts), files)
+    write_json(bundle / MANIFEST, again.to_json())
+    before = (bundle / MANIFEST).read_bytes(), (bundle / PARITY).read_bytes()
+
+    with pytest.raises(CheckFailed, match="nothing was kept") as caught:
+        add_plans(bundle, ["fp16"], OPTIONS)
+
+    assert "fp16: model/embedding cosine -1" in caught.value.found
+    assert not list((bundle / "plans").iterdir())
+    assert ((bundle / MANIFEST).read_bytes(), (bundle / PARITY).read_bytes()) == before
+
+
+def test_add__a_build_that_fails_leaves_the_old_plan(make: Make, bundle: Path) -> None:
+    make("10.13")
+    (file,) = add_plans(bundle, ["fp16"], OPTIONS).files
+    make("10.13", builds=False)
+    with pytest.raises(TkError, match="built no plan"):
+        add_plans(bundle, ["fp16"], OPTIONS)
+    assert file in {a.file for a in Bundle.open(bundle).manifest.artifacts}
+
+
+def test_add__interrupted_while_judging(
+    make: Make, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("10.13")
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tk.export.tensorrt.add.judge", stop)
+    before = (bundle / MANIFEST).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        add_plans(bundle, ["fp16"], OPTIONS)
+    assert not list((bundle / "plans").iterdir())
+    assert (bundle / MANIFEST).read_bytes() == before and Bundle.open(bundle)
+
+
+def test_add__no_such_graph(make: Make, bundle: Path) -> None:
+    make("10.13")
+    with pytest.raises(TkError, match="no graph in int8") as caught:
+        add_plans(bundle, ["int8"], OPTIONS)
+    assert caught.value.found == "fp16, fp32" and "--precision int8" in caught.value.fix
+
+
+def test_add__no_gpu_and_no_onnx(make: Make, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentLacks, match="on the machine that runs them") as caught:
+        add_plans(bundle, ["fp16"], OPTIONS)
+    assert "no NVIDIA GPU" in caught.value.found
+    make("10.13")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentLacks, match="package onnx") as caught:
+        add_plans(bundle, ["fp16"], OPTIONS)
+    assert caught.value.fix == "pip install onnx"
+
+
+def test_cli__builds_and_tells(
+    make: Make, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make("11.4")
+    monkeypatch.setattr(sys, "argv", ["tk", "plan", str(bundle), "--precision", "fp16"])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli()
+    text = capsys.readouterr().out
+    assert not stopped.value.code and plan_name(world, "fp16") in text
+    assert "ok   fp16: model/embedding cosine 1 (" in text
+    monkeypatch.setattr(sys, "argv", ["tk", "plan", str(bundle), "--precision", "fp8"])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli()
+    assert stopped.value.code == 2 and "unknown precision" in capsys.readouterr().err
+
+
+def test_cli__needs_no_pytorch(bundle: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'timm', 'transformers', 'onnxruntime'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import tk.export.tensorrt.build, tk.export.precision.cast, tk.export.precision.keep\n"
+        f"sys.argv[1:] = ['plan', {str(bundle)!r}]\n"
+        "from tk.cli import run\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "plans are built on the machine that runs them" in done.stderr
+
+
+def test_bundle__is_what_it_says(bundle: Path) -> None:
+    """The graphs of these tests have the types that the pretended TensorRT looks for."""
+    from tk.export.tensorrt.precision import graph_precision
+
+    for precision in ("fp32", "fp16"):
+        assert graph_precision(onnx.load(bundle / f"model.{precision}.onnx")) == precision
+    assert read_json(bundle / PARITY)["verdicts"]

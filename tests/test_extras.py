@@ -1,0 +1,72 @@
+"""The extras of pyproject.toml: those that messages and pages name exist, and go together."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+FLOORS = ("runtime", "train", "export", "benchmarks")
+
+
+def named() -> set[tuple[str, str]]:
+    """(file, extra) of every `tk-vision[…]` in our code and pages."""
+    files = [file for floor in FLOORS for file in (ROOT / floor).rglob("*.py")]
+    files += [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
+    return {
+        (file.name, extra)
+        for file in files
+        for extras in re.findall(r"tk-vision\[([^\]]+)\]", file.read_text("utf-8"))
+        for extra in extras.split(",")
+        if re.fullmatch(r"[a-z0-9-]+", extra)  # not a name that is put in at run time
+    }
+
+
+def packages(extra: str) -> dict[str, str]:
+    """Name -> the rest of its requirement."""
+    found: dict[str, str] = {}
+    for requirement in EXTRAS[extra]:
+        name = re.split(r"[\[<>=;! ]", requirement)[0]
+        found[name] = found.get(name, "") + requirement.removeprefix(name)
+    return found
+
+
+def test_extras__those_we_name_exist() -> None:
+    found = named()
+    assert {extra for _, extra in found} >= {"cpu", "gpu", "gpu-cu12", "jetson", "openvino"}
+    assert [pair for pair in found if pair[1] not in EXTRAS] == []
+
+
+@pytest.mark.parametrize("gpu", ["gpu", "gpu-cu12"])
+def test_extras__cpu_and_gpu_exclude_each_other(gpu: str) -> None:
+    (conflict,) = PROJECT["tool"]["uv"]["conflicts"]
+    assert {item["extra"] for item in conflict} == {"cpu", "gpu", "gpu-cu12"}
+    assert "onnxruntime" in packages("cpu") and "onnxruntime" not in packages(gpu)
+    for other in set(EXTRAS) - {"cpu", "gpu", "gpu-cu12"}:
+        assert not {"onnxruntime", "onnxruntime-gpu"} & set(packages(other)), other
+
+
+def test_extras__one_cuda_each() -> None:
+    new, old = packages("gpu"), packages("gpu-cu12")
+    assert new["cuda-python"] == ">=13" and old["cuda-python"] == ">=12.8,<13"
+    assert "tensorrt" in new and "tensorrt-cu12" in old
+    # 1.25 was built for CUDA 12, 1.27 for CUDA 13, as their metadata says.
+    assert new["onnxruntime-gpu"] == "[cuda,cudnn]>=1.27"
+    assert old["onnxruntime-gpu"].endswith("<1.26")
+
+
+def test_extras__jetson_needs_no_pytorch_and_no_engine_from_pip() -> None:
+    found = packages("jetson")
+    assert set(found) == {"faiss-cpu", "cuda-python", "onnx"}  # onnx: `tk plan` reads graphs
+    assert "<13; python_version < '3.12'" in found["cuda-python"]
