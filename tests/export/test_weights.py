@@ -14,8 +14,9 @@ from onnx.external_data_helper import load_external_data_for_model
 from PIL import Image
 from tests.export.test_write import Net, model
 
+from tk.export.pictures import load_canvases
 from tk.export.weights import ALIGNMENT, take_out, weight_bytes
-from tk.export.write import load_canvases, write_bundle
+from tk.export.write import write_bundle
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.files import sha256_file, write_json
