@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +50,10 @@ class Cancelling(Mlp):
     def __init__(self) -> None:
         super().__init__()
         self.twin = nn.Linear(WIDTH, 2 * WIDTH)
+        own = next(self.up[2].parameters())
         with torch.no_grad():
-            self.twin.weight.copy_(self.up[2].weight * 300)
-            self.up[2].weight.mul_(300).add_(torch.randn_like(self.up[2].weight) * 0.3)
+            self.twin.weight.copy_(own * 300)
+            own.mul_(300).add_(torch.randn_like(own) * 0.3)
 
     def hidden(self, block: int, x: Tensor) -> Tensor:
         if block != 2:
@@ -88,16 +88,15 @@ def small_model(
     )
 
 
-def write_images(folder: Path, count: int, broken: int = 0, side: int = SIDE) -> Path:
+def write_images(
+    folder: Path, count: int, broken: int = 0, side: int = SIDE, brightest: int = 255
+) -> Path:
     """Pictures with structure (gradients and blobs), and files that are none."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for index in range(count):
-        coarse = random.integers(0, 256, (3, 3, 3), np.uint8)
+        coarse = random.integers(0, brightest + 1, (3, 3, 3), np.uint8)
         Image.fromarray(coarse).resize((side, side)).save(folder / f"{index:03}.png")
     for index in range(broken):
         (folder / f"broken{index}.jpg").write_text("no picture")
     return folder
-
-
-Net = Callable[[], nn.Module]

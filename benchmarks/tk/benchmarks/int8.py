@@ -16,7 +16,7 @@ from tk.benchmarks.int8_report import write_results
 from tk.benchmarks.timing import environment, percentile
 from tk.runtime.backends.base import Session
 from tk.runtime.bundle import Bundle
-from tk.runtime.choice import Pair
+from tk.runtime.choice import Pair, read_wish
 from tk.runtime.errors import TkError
 from tk.runtime.gallery.references import find_references
 from tk.runtime.images import read_image
@@ -79,10 +79,11 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
     spec = bundle.manifest.image
     gallery = load_crops(options.gallery, spec, options.limit)
     queries = load_crops(options.queries, spec, options.limit)
-    pairs = [p for p in bundle.pairs("model") if p.passed and not p.refusal(None)]
+    device = read_wish("auto", "auto", "auto").device
+    pairs = [p for p in bundle.pairs("model") if p.passed and not p.refusal(device)]
     if not pairs:
         raise TkError(f"no pair of {options.bundle} runs on this machine")
-    sessions = {name(pair): bundle.open_pair(pair, threads=options.threads) for pair in pairs}
+    sessions = {str(pair): bundle.open_pair(pair, threads=options.threads) for pair in pairs}
     samples = _time(sessions, queries.canvases, options)
     found = {key: _embed(session, gallery, queries) for key, session in sessions.items()}
     for session in sessions.values():
@@ -98,18 +99,13 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
         },
         "crops": {"gallery": len(gallery.names), "queries": len(queries.names)},
         "rows": [
-            _row(pair, samples[name(pair)], found[name(pair)], reference, gallery, queries)
+            _row(pair, samples[str(pair)], found[str(pair)], reference, gallery, queries)
             for pair in pairs
         ],
         "runs": samples,
     }
     write_results(out, results, overwrite=overwrite)
     return results
-
-
-def name(pair: Pair) -> str:
-    """Precision and back end."""
-    return f"{pair.artifact.precision} on {pair.backend.name}"
 
 
 def load_crops(folder: Path, spec: ImageSpec, limit: int) -> Crops:
@@ -144,7 +140,7 @@ def _time(
                     if turn >= WARM_UP:
                         samples[key][str(batch)]["wall"].append(wall)
                         samples[key][str(batch)]["cpu"].append(cpu)
-                bar.update(1)
+                bar.advance()
     return samples
 
 
