@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests.export.small_models import small_model
 from torch import Tensor, nn
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
@@ -22,12 +23,10 @@ from tk.runtime.bundle import Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.manifest import Part, TensorSpec
-from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.runtime.preprocess import ImageSpec
 from tk.runtime.verify import verify
 
 IMAGE = TensorSpec("image", "uint8", ("B", 16, 16, 3))
-EMBEDDING = TensorSpec("embedding", "float32", ("B", 8))
-SPEC = Part((IMAGE,), (EMBEDDING,), max_batch=5)
 
 
 class Net(nn.Module):
@@ -60,22 +59,7 @@ class Mixing(Net):
 
 
 def model(net: nn.Module, folder: Path) -> ExportModel:
-    def feed(canvases: NDArray[np.uint8], batch: int) -> Arrays:
-        return {"image": repeat_rows(canvases, batch)}
-
-    checkpoint = folder / "net.pth"
-    torch.save(net.state_dict(), checkpoint)
-    return ExportModel(
-        task="embedder",
-        parts={"model": ExportPart(net.eval(), SPEC, feed)},
-        image=ImageSpec(16, 16),
-        crop=CropSpec(),
-        classes=(),
-        settings={},
-        source={},
-        licence="none",
-        checkpoint=checkpoint,
-    )
+    return small_model(net, folder, side=16)
 
 
 @pytest.fixture(scope="module")
