@@ -12,21 +12,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests.export.small_models import small_model
 from torch import Tensor, nn
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
-from tk.export.write import load_canvases, write_bundle
+from tk.export.pictures import load_canvases
+from tk.export.write import write_bundle
 from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.manifest import Part, TensorSpec
-from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.runtime.preprocess import ImageSpec
 from tk.runtime.verify import verify
 
 IMAGE = TensorSpec("image", "uint8", ("B", 16, 16, 3))
-EMBEDDING = TensorSpec("embedding", "float32", ("B", 8))
-SPEC = Part((IMAGE,), (EMBEDDING,), max_batch=5)
 
 
 class Net(nn.Module):
@@ -59,22 +59,7 @@ class Mixing(Net):
 
 
 def model(net: nn.Module, folder: Path) -> ExportModel:
-    def feed(canvases: NDArray[np.uint8], batch: int) -> Arrays:
-        return {"image": repeat_rows(canvases, batch)}
-
-    checkpoint = folder / "net.pth"
-    torch.save(net.state_dict(), checkpoint)
-    return ExportModel(
-        task="embedder",
-        parts={"model": ExportPart(net.eval(), SPEC, feed)},
-        image=ImageSpec(16, 16),
-        crop=CropSpec(),
-        classes=(),
-        settings={},
-        source={},
-        licence="none",
-        checkpoint=checkpoint,
-    )
+    return small_model(net, folder, side=16)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +76,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_write__bundle_is_complete_and_runs(images: Path, tmp_path: Path) -> None:
     lines = write_bundle(model(Net(), tmp_path), tmp_path / "b", images)
 
-    assert all(line.startswith("ok") for line in lines)
+    assert lines[0] == "1 images could not be read and were passed by: broken.jpg"
+    assert lines[1].startswith("fp32: ") and "FAILED" not in lines[1]
+    assert all(line.startswith("ok") for line in lines[2:])
     assert any("batch invariance" in line and "[2, 5]" in line for line in lines)
     names = {file.name for file in (tmp_path / "b").iterdir()}
     assert names == {"manifest.json", "model.fp32.onnx", "parity.json", "probe.npz"}
@@ -214,7 +201,7 @@ def test_gate__says_no_and_keeps_nothing(
     with pytest.raises(CheckFailed, match="nothing was kept") as caught:
         write_bundle(model(net(), tmp_path), tmp_path / "b", images)
     assert figure in caught.value.found and "FAIL" in caught.value.found
-    assert {file.name for file in tmp_path.iterdir()} == {"net.pth"}
+    assert {file.name for file in tmp_path.iterdir()} == {"net.pth", ".b.lock"}
 
 
 def test_write__existing_bundle_survives_a_failed_export(images: Path, tmp_path: Path) -> None:

@@ -198,6 +198,56 @@ def train(
         print(f"results: {out}/results.md, results.json")
 
 
+@bench.command()
+def int8(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    bundle: Annotated[
+        Path, typer.Option(help="Embedder, as `tk export --precision fp32,int8` writes it.")
+    ],
+    gallery: Annotated[
+        Path, typer.Option(metavar="ROOT", help="Crops to search: ROOT/<class>/cropped/*.")
+    ],
+    queries: Annotated[
+        Path, typer.Option(metavar="ROOT", help="Crops to look for, of the same classes.")
+    ],
+    batches: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch to time, repeatable [1 8].")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each pair and batch.")] = 30,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of every engine, 0 for all cores.")
+    ] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Crops of each folder, 0: all.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Time and score an embedder in every precision, on every back end that passed its gate.
+
+    All pairs take turns, in wall and CPU time; then each says the class of every query by its
+    nearest crop. Writes OUT/results.json (raw samples) and results.md. Needs no PyTorch.
+
+    Example: tk bench int8 bench-int8 --bundle bundles/embedder --gallery train --queries test
+    """
+    from tk.benchmarks.int8 import Int8Options, bench_int8
+    from tk.benchmarks.int8_report import table
+
+    options = Int8Options(
+        bundle=bundle,
+        gallery=gallery,
+        queries=queries,
+        batches=tuple(batches or Int8Options.batches),
+        repeats=repeats,
+        threads=threads,
+        limit=limit,
+    )
+    results = bench_int8(out, options, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json")
+
+
 def _print_json(results: dict[str, Any]) -> None:
     """Print everything but the raw samples."""
     import orjson

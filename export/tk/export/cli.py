@@ -47,6 +47,61 @@ def export(
             help="Configuration of an original SAM-2 .pt, e.g. configs/sam2.1/sam2.1_hiera_t.yaml.",
         ),
     ] = "",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="fp32,fp16,bf16,int8: graphs to make. fp32 is always made; bf16 and fp16 are for "
+            "GPUs (and OpenVINO), int8 is fastest on x86 CPUs; see docs/precision.md.",
+        ),
+    ] = "fp32",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="LIST",
+            help="onnx,tensorrt. tensorrt builds a plan of every graph for the GPU of this "
+            "machine; the graphs stay, plans are built again from them.",
+        ),
+    ] = "onnx",
+    no_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--no-fallback",
+            help="A precision that fails the gate is an error. Without it tk looks for the least "
+            "that must stay in float32, and says which blocks and why.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="Ranges of int8: percentile (99.999 % of values), max, entropy or mse.",
+        ),
+    ] = "percentile",
+    calibration_images: Annotated[
+        int,
+        typer.Option(min=32, help="Images of --images that ranges of int8 are measured on."),
+    ] = 64,
+    level: Annotated[
+        int,
+        typer.Option(min=0, max=5, help="TensorRT: 0 builds quickly, 5 tries every kernel."),
+    ] = 3,
+    workspace: Annotated[
+        int,
+        typer.Option(min=0, metavar="MIB", help="TensorRT: most memory of one layer. 0: free."),
+    ] = 0,
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="TensorRT: a plan for `none` but this GPU, the `same` compute capability, or "
+            "`ampere` and newer."
+        ),
+    ] = "none",
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="TensorRT: folder of timing caches; builds get shorter."),
+    ] = None,
     opset: Annotated[
         int, typer.Option(min=17, max=18, help="Of the ONNX files; 17 is for TensorRT 8.6.")
     ] = 18,
@@ -54,26 +109,52 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it is equal.
 
-    Writes float32 ONNX graphs (uint8 NHWC in, normalisation inside, free batch), checks and lints
-    them, then compares the very bytes that ship with the PyTorch model on real images at batch 1,
-    2 and the largest, and each picture alone with itself in a batch. A figure that fails keeps
-    nothing and exits with 1.
+    Writes ONNX graphs (uint8 NHWC in, normalisation inside, free batch), checks and lints them,
+    then compares the very bytes that ship with the float32 PyTorch model on real images at batch
+    1, 2 and the largest, and each picture alone with itself in a batch, on every back end of this
+    machine. A back end that fails is never chosen for that file; a file that fails everywhere is
+    mixed with float32 until it passes, or nothing is kept and the exit code is 1.
+
+    OUT may be a bundle of the same checkpoint: what it lacks is added. int8 needs 32 readable
+    images or more in --images, best 100 that look like those to come.
 
     Example: tk export runs/detector bundles/detector --images scenes/test/images
+
+    Example: tk export runs/embedder bundles/embedder --images photos --precision fp32,int8
+
+    Example, on the machine with the GPU: tk export runs/embedder bundles/embedder --images photos
+    --to onnx,tensorrt --precision fp16
 
     Example: tk export IDEA-Research/grounding-dino-tiny bundles/detector --images photos
     """
     import time
 
+    from tk.export.existing import open_existing
+    from tk.export.request import PRECISIONS, TARGETS, Request, method_of, words
     from tk.export.sources.registry import open_source
     from tk.export.write import write_bundle
     from tk.runtime.files import refuse_existing
 
-    refuse_existing(out, overwrite=overwrite)
+    request = Request(
+        precisions=words("--precision", precision, PRECISIONS),
+        targets=words("--to", to, TARGETS),
+        fallback=not no_fallback,
+        method=method_of(calibration),
+        calibration=calibration_images,
+        level=level,
+        workspace=workspace << 20,
+        hardware=hardware,
+        cache=timing_cache,
+    )
+    request.check_machine()
+    if overwrite:
+        refuse_existing(out, overwrite=True)
+    else:
+        open_existing(out, request)
     started = time.monotonic()
     canvas = parse_size(size)
     model = open_source(source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg)
-    lines = write_bundle(model, out, images, overwrite=overwrite, opset=opset)
+    lines = write_bundle(model, out, images, overwrite=overwrite, opset=opset, request=request)
     megabytes = sum(file.stat().st_size for file in out.glob("*.onnx*")) / 1e6
     print(
         f"{out}: {model.task}, {model.parameters / 1e6:.2f} M parameters, "

@@ -6,9 +6,10 @@ The exporter folds only small values; position tables and index tables of full-s
 from __future__ import annotations
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tk.export.flow import dependence
+from tk.export.precision.formats import low_tensor
 
 
 def fold_constants(model: onnx.ModelProto) -> None:
@@ -50,22 +51,50 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 def _evaluate(
     model: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[str]
 ) -> list[onnx.TensorProto]:
-    """Run nodes that need no input in ONNX Runtime."""
+    """Run nodes that need no input in ONNX Runtime.
+
+    numpy has no bfloat16, so such values leave the session as float32, which holds each of them
+    exactly, and are written as bfloat16 again.
+    """
     import onnxruntime as ort
 
     if not wanted:
         return []
     read = {name for node in nodes for name in node.input}
     weights = [weight for weight in model.graph.initializer if weight.name in read]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
-    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
+    halves = _bfloat16(model, nodes, wanted, weights)
+    names = {name: f"{name}__float" if name in halves else name for name in wanted}
+    casts = [
+        helper.make_node("Cast", [name], [names[name]], to=TensorProto.FLOAT) for name in halves
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in names.values()]
+    graph = helper.make_graph([*nodes, *casts], "constants", [], outputs, weights)
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(
         part.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    values = session.run(list(names.values()), {})
     return [
-        numpy_helper.from_array(value, name)
-        for name, value in zip(wanted, session.run(wanted, {}), strict=True)
+        low_tensor(value, name, "bf16") if name in halves else numpy_helper.from_array(value, name)
+        for name, value in zip(wanted, values, strict=True)
     ]
+
+
+def _bfloat16(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    wanted: list[str],
+    weights: list[onnx.TensorProto],
+) -> list[str]:
+    """Those of some values that are bfloat16."""
+    outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
+    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
+    part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    inferred = onnx.shape_inference.infer_shapes(part).graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    return [name for name in wanted if types.get(name) == TensorProto.BFLOAT16]

@@ -69,10 +69,10 @@ def to_onnx(
         raise TkError(f"opset {opset} is not written", expected=" or ".join(map(str, OPSETS)))
     model = _traced(part, example)
     fold_constants(model)
-    _must_be_fit(model, part.spec, OPSET)
+    must_be_fit(model, part.spec, OPSET)
     if opset != OPSET:
         model = lower(model)
-        _must_be_fit(model, part.spec, opset)
+        must_be_fit(model, part.spec, opset)
     onnx.helper.set_model_props(model, metadata)
     outside = b""
     if weights.weight_bytes(model) > weights.LARGEST:
@@ -80,7 +80,12 @@ def to_onnx(
     return Graph(model.SerializeToString(deterministic=True), outside)
 
 
-def _must_be_fit(model: onnx.ModelProto, spec: Part, opset: int) -> None:
+def must_be_fit(model: onnx.ModelProto, spec: Part, opset: int) -> None:
+    """Lint a graph.
+
+    Raises:
+        CheckFailed: it does not meet what we promise; names the node.
+    """
     problems = list(lint(model, spec, opset))
     if problems:
         more = f"\n    … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -198,9 +198,10 @@ def _is_unknown(node: onnx.NodeProto, shapes: Shapes) -> bool:
 def check_constants(graph: onnx.GraphProto, types: dict[str, int]) -> Iterator[str]:
     """Position tables are constants.
 
-    A value that depends on no input must have been folded. A float that depends only on the shape
-    of an input may be laid out over the batch, not computed: that would be a table built anew at
-    each run. Integers (sizes, indices of rows) may be computed from the batch size.
+    A value that depends on no input must have been folded, but for int8 weights, which engines
+    want to see as integers with a DequantizeLinear behind them. A float that depends only on the
+    shape of an input may be laid out over the batch, not computed: that would be a table built anew
+    at each run. Integers (sizes, indices of rows) may be computed from the batch size.
 
     Args:
         graph: with its weights.
@@ -209,7 +210,7 @@ def check_constants(graph: onnx.GraphProto, types: dict[str, int]) -> Iterator[s
     depends = dependence(graph)
     for node in graph.node:
         strongest = max((depends[name] for name in node.output), default=Depends.CONTENT)
-        if strongest is Depends.NOTHING and node.op_type != "Constant":
+        if strongest is Depends.NOTHING and node.op_type not in ("Constant", "DequantizeLinear"):
             yield f"node {label(node)} depends on no input and is not a constant"
         is_float = any(types.get(name) in FLOATS for name in node.output)
         if strongest is Depends.SHAPE and is_float and node.op_type not in MOVES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,53 +13,25 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tk.export.gate import Verdict, outside, run_gate, summarise
-from tk.export.graph import OPSET, Graph, to_onnx
+from tk.export.existing import clear_leftovers, open_existing
+from tk.export.gate import Verdict, summarise
+from tk.export.graph import OPSET
 from tk.export.model import ExportModel
-from tk.export.weights import SUFFIX
+from tk.export.pictures import Pictures, load_pictures
+from tk.export.produce import Producer, Product, write_file
+from tk.export.request import Request
 from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE
-from tk.runtime.errors import CheckFailed, TkError
-from tk.runtime.files import atomic_folder, sha256_file, write_json
-from tk.runtime.images import find_images, read_image
+from tk.runtime.files import atomic_folder, locked, sha256_file, write_json
 from tk.runtime.manifest import Artifact, Manifest
 from tk.runtime.parity import chained_inputs
-from tk.runtime.preprocess import ImageSpec, fit, spec_to_json
-
-GATE_IMAGES = 16
-"""Real images that the gate looks at; more only repeat the same arithmetic."""
 
 PROBE_IMAGES = 2
-REFERENCE = "onnxruntime-cpu"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 LIBRARIES = (
     *("tk-vision", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "timm"),
     *("transformers", "tokenizers"),
 )
-
-
-def load_canvases(folder: Path, spec: ImageSpec) -> NDArray[np.uint8]:
-    """Put real images on the model's canvas, spread over the folder; unreadable ones are passed by.
-
-    Returns:
-        (n, H, W, 3) uint8, n <= GATE_IMAGES.
-
-    Raises:
-        TkError: not one readable image.
-    """
-    files = find_images(folder)
-    step = max(1, len(files) // GATE_IMAGES)
-    canvases = []
-    for file in files[::step]:
-        try:
-            canvases.append(fit(spec, read_image(file))[0])
-        except TkError:
-            continue  # a broken file among the images proves nothing about the model
-        if len(canvases) == GATE_IMAGES:
-            break
-    if not canvases:
-        raise TkError(f"no readable image in {folder}: the gate needs real images")
-    return np.stack(canvases)
 
 
 def write_bundle(
@@ -68,70 +41,67 @@ def write_bundle(
     *,
     overwrite: bool = False,
     opset: int = OPSET,
+    request: Request | None = None,
 ) -> list[str]:
-    """Export a model and prove it.
+    """Export a model and prove it; or add to a bundle of the same checkpoint what it lacks.
 
     Args:
         model: what to export.
-        out: the bundle folder to make.
-        images: folder of real images for the gate.
+        out: the bundle folder to make, or to add precisions to.
+        images: folder of real images for the gate, and for calibration.
         overwrite: replace an existing bundle.
         opset: of the ONNX files: 18, or 17 for TensorRT 8.6.
+        request: precisions and kinds of files; float32 ONNX without.
 
     Returns:
-        What was measured, one line per figure.
+        What was made and measured: a few lines per precision, then one per figure.
 
     Raises:
         CheckFailed: a graph or a figure is not fit to ship; nothing is kept.
+        EnvironmentLacks: plans are asked for where they cannot be built.
+        TkError: another export writes there; or what is there cannot be added to.
     """
-    canvases = load_canvases(images, model.image)
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        graphs = {name: _graph(model, name, canvases, folder, opset) for name in model.parts}
-        verdicts = run_gate(model, graphs, canvases)
-        lines = summarise(verdicts)
-        if not _all_proved(verdicts):
-            failed = "\n    ".join(line for line in lines if line.startswith("FAIL"))
-            raise CheckFailed(
-                f"{out.name} does not give the answers of its PyTorch model; nothing was kept",
-                found=failed,
-                fix="report this model: the graph of a float32 export should be equal",
-            )
-        write_json(folder / PARITY, _parity_json(verdicts, len(canvases)))
-        np.savez_compressed(folder / PROBE, allow_pickle=False, **_probe(model, canvases))
-        for name, content in model.files.items():
-            (folder / name).write_bytes(content)
-        files = {name: sha256_file(folder / name) for name in (PARITY, PROBE, *model.files)}
-        for artifact, graph in graphs.values():
-            files |= {
-                file: hashlib.sha256(data).hexdigest()
-                for file, data in outside(artifact, graph).items()
-            }
-        artifacts = [artifact for artifact, _ in graphs.values()]
-        write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
-    return lines
+    request = request or Request()
+    request.check_machine()
+    pictures = load_pictures(images, model.image, request.images_to_calibrate)
+    busy = f"another tk export is writing {out}"
+    with locked(out, busy=busy):
+        clear_leftovers(out)
+        old = None if overwrite else open_existing(out, request)
+        if old is not None:
+            old.must_match(model, identity(model.checkpoint), opset)
+        with atomic_folder(out, overwrite=overwrite or old is not None) as folder:
+            producer = Producer(model, pictures, opset, request, folder)
+            graphs = producer.make_float32() if old is None else old.graphs()
+            for precision in request.precisions[1:]:
+                if old is None or precision not in old.precisions:
+                    producer.lower(precision, graphs)
+            product = producer.product
+            if old is None:
+                _finish(model, pictures, product, folder, request)
+            else:
+                old.finish(product, _parity_json(product, pictures, request), folder)
+    return [*pictures.lines(), *product.summary, *summarise(product.judgement.verdicts)]
 
 
-def _graph(
-    model: ExportModel, name: str, canvases: NDArray[np.uint8], folder: Path, opset: int
-) -> tuple[Artifact, Graph]:
-    part = model.parts[name]
-    facts = {
-        "tk.task": model.task,
-        "tk.part": name,
-        "tk.image": orjson.dumps(spec_to_json(model.image)).decode(),
-        "tk.crop": orjson.dumps(spec_to_json(model.crop) if model.crop else None).decode(),
-        "tk.classes": orjson.dumps(model.classes).decode(),
+def _finish(
+    model: ExportModel, pictures: Pictures, product: Product, folder: Path, request: Request
+) -> None:
+    """Write everything; the manifest last."""
+    for file in product.files:
+        write_file(file, folder)
+    write_json(folder / PARITY, _parity_json(product, pictures, request))
+    np.savez_compressed(folder / PROBE, allow_pickle=False, **_probe(model, pictures.gate))
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+    files = {name: sha256_file(folder / name) for name in (PARITY, PROBE, *model.files)}
+    files |= {
+        file.artifact.weights: hashlib.sha256(file.weights).hexdigest()
+        for file in product.files
+        if file.weights
     }
-    file = f"{name}.fp32.onnx"
-    graph = to_onnx(part, part.feed(canvases, 2), facts, opset, file)
-    about: dict[str, Any] = {"opset": opset}
-    (folder / file).write_bytes(graph.data)
-    if graph.weights:
-        about["weights"] = file + SUFFIX
-        (folder / (file + SUFFIX)).write_bytes(graph.weights)
-    digest = hashlib.sha256(graph.data).hexdigest()
-    size = len(graph.data) + len(graph.weights)
-    return Artifact(file, digest, size, name, "onnx", "fp32", about), graph
+    artifacts = [file.artifact for file in product.files]
+    write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
 
 
 def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
@@ -161,27 +131,13 @@ def _probe_rows(model: ExportModel, name: str) -> int:
     return 1 if any(spec.shape[:1] == (1,) for spec in taken) else PROBE_IMAGES
 
 
-def _all_proved(verdicts: Sequence[Verdict]) -> bool:
-    """Whether every file passed on some back end; a pair that failed is kept out of use.
-
-    A float32 graph has to pass on ONNX Runtime, which computes what the graph says; another back
-    end may reach the right answer from a wrong graph by simplifying it.
-    """
-    judged = {(v.file, v.backend) for v in verdicts}
-    passed = judged - {(v.file, v.backend) for v in verdicts if not v.measure.passed}
-    return all(
-        (file, REFERENCE) in passed
-        if ".fp32." in file and (file, REFERENCE) in judged
-        else file in {name for name, _ in passed}
-        for file, _ in judged
-    )
-
-
-def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
+def _parity_json(product: Product, pictures: Pictures, request: Request) -> dict[str, Any]:
+    verdicts = product.judgement.verdicts
     pairs = sorted({(v.file, v.backend) for v in verdicts})
-    return {
+    report: dict[str, Any] = {
         "reference": "float32 PyTorch, eager, CPU",
-        "images": images,
+        "images": len(pictures.gate),
+        "broken_images": list(pictures.broken),
         "verdicts": [
             {
                 "file": file,
@@ -192,21 +148,32 @@ def _parity_json(verdicts: Sequence[Verdict], images: int) -> dict[str, Any]:
             }
             for file, backend in pairs
         ],
-        "figures": [
-            {
-                "file": v.file,
-                "backend": v.backend,
-                "part": v.part,
-                "test": v.test,
-                "batch": v.batch,
-                "output": v.measure.output,
-                "metric": v.measure.metric,
-                "value": v.measure.value,
-                "threshold": v.measure.threshold,
-                "passed": v.measure.passed,
-            }
-            for v in verdicts
-        ],
+        "refusals": [asdict(refusal) for refusal in product.judgement.refusals],
+        "precisions": product.precisions,
+        "figures": [_figure_json(verdict) for verdict in verdicts],
+    }
+    if request.images_to_calibrate:
+        report["calibration"] = {
+            "method": request.method,
+            "images": len(pictures.calibration),
+            "shared_with_gate": pictures.shared,
+        }
+    return report
+
+
+def _figure_json(verdict: Verdict) -> dict[str, Any]:
+    measure = verdict.measure
+    return {
+        "file": verdict.file,
+        "backend": verdict.backend,
+        "part": verdict.part,
+        "test": verdict.test,
+        "batch": verdict.batch,
+        "output": measure.output,
+        "metric": measure.metric,
+        "value": measure.value,
+        "threshold": measure.threshold,
+        "passed": measure.passed,
     }
 
 

@@ -59,10 +59,17 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, busy: str = "") -> Iterator[None]:
     """Hold `path` against other processes that ask likewise, by a file `.NAME.lock` beside it.
 
     The lock goes with the process, however it ends; the empty file stays.
+
+    Args:
+        path: to hold; it need not exist.
+        busy: what to say when another process holds it; "" waits for it.
+
+    Raises:
+        TkError: with `busy`.
     """
     import fcntl
 
@@ -70,7 +77,10 @@ def locked(path: Path) -> Iterator[None]:
     file = path.with_name(f".{path.name}.lock")
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise TkError(busy, fix="wait until it is done, or choose another folder") from None
         yield
     finally:
         os.close(descriptor)

@@ -43,7 +43,7 @@ def test_tiny__from_the_original_checkpoint_to_the_same_masks(tmp_path: Path) ->
     model = open_source(Source(tmp_path / "tiny.pt", "sam2", sam2_cfg=CONFIG), 2)
     lines = write_bundle(model, tmp_path / "b", tmp_path / "images")
     seconds = time.monotonic() - started
-    assert all(line.startswith("ok") for line in lines)
+    assert not any(line.startswith("FAIL") for line in lines)
     assert model.source["sam2_variant"] == "tiny" and model.source["video_tensors_left_out"] > 100
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"export and gate {seconds:.0f} s, peak {peak:.1f} GB")

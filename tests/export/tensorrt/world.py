@@ -61,6 +61,7 @@ class World:
         spec: tensor -> (is input, member of DataType, shape with -1, low, high).
         layers: of the parsed network: (name, member of DataType of its output).
         log: (severity, text) that the build says.
+        width: numbers of one row, in and out.
         builds: whether a build gives a plan.
         loadable: whether a plan can be loaded.
         load_error: what is said when it cannot.
@@ -77,7 +78,7 @@ class World:
             "embedding": (False, "FLOAT", (-1, 4)),
         }
         self.gpus = [GPU]
-        self.high = 16
+        self.high, self.width = 16, 4
         self.layers: list[tuple[str, str]] = [("conv", "FLOAT"), ("norm", "FLOAT")]
         self.log: list[tuple[str, str]] = []
         self.parser_errors: list[str] = []
@@ -235,7 +236,7 @@ class World:
             shape: tuple[int, ...] = context.shapes[name]
             return shape
         rows = -1 if self.data_dependent else context.shapes["image"][0]
-        return (rows, 4)
+        return (rows, self.width)
 
     def _address(self, context: Any, name: str, address: int) -> bool:
         context.places[name] = address
@@ -250,7 +251,7 @@ class World:
         places, rows = dict(context.places), context.shapes["image"][0]
 
         def run() -> None:
-            numbers = self._array("image", places["image"], (rows, 4))
+            numbers = self._array("image", places["image"], (rows, self.width))
             answer = (numbers * 2).astype(NUMPY_OF[self.spec["embedding"][1]])
             if self.data_dependent:
                 answer = answer[answer.sum(1) > 0]
