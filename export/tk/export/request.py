@@ -87,7 +87,7 @@ class Request:
                 "--to tensorrt cannot build plans on this machine",
                 expected="TensorRT, cuda-python and an NVIDIA GPU: plans are built where they run",
                 found=lack,
-                fix="leave --to out here, and add the plan on the machine with the GPU",
+                fix="leave --to out here, and export once more on the machine with the GPU",
             )
         library.load()
         for precision in self.precisions:
