@@ -92,6 +92,10 @@ class TrainConfig(BaseModel):
         """Names of the files in the run folder."""
         return FileNames()
 
+    def pins_memory(self) -> bool:
+        """Say whether batches are made in page-locked memory, where there is a GPU."""
+        return self.device != "cpu"
+
     def resolved(self) -> dict[str, Any]:
         """All values as plain JSON types."""
         return self.model_dump(mode="json")

@@ -316,6 +316,10 @@ class SslConfig(TrainConfig):
             "params.json",
         )
 
+    def pins_memory(self) -> bool:
+        """Say whether batches are made in page-locked memory, where there is a GPU."""
+        return self.dataset_pin_memory and super().pins_memory()
+
     def heads(self) -> int:
         """Attention heads of the own transformer."""
         return self.vit_num_heads or max(1, self.vit_embed_dim // 64)
