@@ -33,7 +33,7 @@ def knn_accuracy(
         test: (M, D) features of the questions.
         test_labels: (M,).
         k: neighbours; all references when there are fewer.
-        temperature: above 0.
+        temperature: above 0; infinity counts heads.
 
     Returns:
         0..1.
