@@ -34,6 +34,9 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 RATIO = (3 / 4, 4 / 3)
 """Width / height of a crop before it is made square, log-uniform."""
 
+SKIPPED = 1.4
+"""Bilinear interpolation makes a picture so many times smaller without visible aliasing."""
+
 
 @dataclass(frozen=True)
 class MultiCropSpec:
@@ -162,14 +165,45 @@ def _view(
         A.GaussianBlur(blur_limit=0, sigma_limit=spec.gaussian_blur_sigma, p=blur),
         A.Solarize(threshold_range=(128 / 255, 128 / 255), p=solarize),
     ]
-    crop = A.RandomResizedCrop(
-        (size, size),
-        scale=scale,
-        ratio=RATIO,
-        interpolation=cv2.INTER_CUBIC,
-        area_for_downscale="image",  # OpenCV's bicubic does not average what it skips
-    )
+    crop = _Crop((size, size), scale=scale, ratio=RATIO)
     return A.Compose([crop, *(step for step in steps if step.p > 0)])
+
+
+class _Crop(A.RandomResizedCrop):  # type: ignore[misc]
+    """Random crops, resized by `resize`."""
+
+    def apply(self, img: Image, crop_coords: tuple[int, int, int, int], **params: Any) -> Image:
+        """Cut out the box left, top, right, bottom and bring it to size."""
+        left, top, right, bottom = crop_coords
+        return resize(img[top:bottom, left:right], self.size[0])
+
+
+def resize(image: Image, side: int) -> Image:
+    """Bring a crop to a square, nearly as Pillow's bicubic does, which averages what it skips.
+
+    OpenCV's bicubic and bilinear skip it. Bilinear is still nearer to Pillow's than OpenCV's
+    averaging (INTER_AREA) up to 1.4 times smaller, at a sixth of the cost; from there on, bilinear
+    to twice the side and then the mean of 2 x 2 is as near, at half the cost.
+
+    Args:
+        image: (H, W, 3) uint8.
+        side: pixels.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    factor = max(image.shape[:2]) / side
+    if factor <= 1:
+        return _resized(image, side, cv2.INTER_CUBIC)
+    if factor <= SKIPPED:
+        return _resized(image, side, cv2.INTER_LINEAR)
+    if factor <= 2 * SKIPPED:
+        image = _resized(image, 2 * side, cv2.INTER_LINEAR)
+    return _resized(image, side, cv2.INTER_AREA)
+
+
+def _resized(image: Image, side: int, how: int) -> Image:
+    return np.asarray(cv2.resize(image, (side, side), interpolation=how), np.uint8)
 
 
 def _check(spec: MultiCropSpec) -> None:
