@@ -92,8 +92,7 @@ def _check(options: CropsBenchOptions) -> None:
         raise EnvironmentLacks(
             "tk bench crops compares with lightly, which is not installed",
             found="no lightly",
-            fix="pip install --no-deps 'lightly==1.6.*' && pip install lightning-utilities "
-            "lightly-utils tqdm",
+            fix="pip install --no-deps lightly==1.6.0 lightning-utilities tqdm",
         )
 
 
