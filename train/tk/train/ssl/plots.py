@@ -20,6 +20,7 @@ from tk.train.embedder.report.style import (
     TEST,
     TRAIN,
     LeftOut,
+    is_empty,
     new_figure,
     png,
     style,
@@ -32,6 +33,7 @@ _ENTROPIES = {
     "entropy_of_mean": ("of the mean answer", HELD),
 }
 _PROBES = {"knn": ("kNN-20", TRAIN), "linear": ("linear", HELD)}
+_DASHES = (":", "-.")
 _DENSE = 40
 """More points than these are drawn without markers."""
 
@@ -49,7 +51,7 @@ def write_curves(
             `teacher_entropy`, `entropy_of_mean`; evaluations have `rank_me`, `knn`, `linear`.
             What a run has not recorded is said to be missing.
         out_dim: prototypes K; ln K is drawn where it means a collapse or a bound.
-        floors: as `probes.floors.floors` gives them: dotted lines beside the probes.
+        floors: as `probes.floors.floors` gives them: broken lines beside the probes.
 
     Returns:
         the file.
@@ -82,9 +84,10 @@ def draw_curves(
     _level(entropy, log_k, f"ln {out_dim}: the most there is", SOFT)
     _panel(rank, "Effective rank (RankMe)", records, {"rank_me": ("features", GOOD)})
     _panel(probes, "Accuracy of probes", records, _PROBES)
-    for source, figures in (floors or {}).items():
-        for name, (label, color) in {"knn_20": _PROBES["knn"], "linear": _PROBES["linear"]}.items():
-            _level(probes, figures.get(name), f"{label}, {source.replace('_', ' ')}", color)
+    for place, (source, figures) in enumerate((floors or {}).items()):
+        for name, (label, color) in zip(("knn_20", "linear"), _PROBES.values(), strict=True):
+            text = f"{label}, {source.replace('_', ' ')}"
+            _level(probes, figures.get(name), text, color, _DASHES[place % len(_DASHES)])
     for axes in (loss, entropy, rank, probes):
         _finish(axes, best_of(records))
     return figure
@@ -102,18 +105,15 @@ def _panel(
             axes.plot(x, y, color=color, linewidth=1.4, marker=marker, markersize=3.5, label=label)
 
 
-def _level(axes: Axes, value: float | None, label: str, color: str) -> None:
-    """Dotted line across a panel that has something in it."""
+def _level(axes: Axes, value: float | None, label: str, color: str, dash: str = ":") -> None:
+    """Broken line across a panel that has something in it."""
     if axes.has_data() and value is not None:
-        axes.axhline(value, color=color, linewidth=1, linestyle=":", label=label)
+        axes.axhline(value, color=color, linewidth=1, linestyle=dash, label=label)
 
 
 def _finish(axes: Axes, best: Record | None) -> None:
     axes.grid(True)
-    if not axes.has_data():
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=SOFT)
-        axes.set_xticks([])
-        axes.set_yticks([])
+    if is_empty(axes):
         return
     step = number(best.get("step")) if best else None
     if step is not None:
