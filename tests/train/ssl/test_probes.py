@@ -72,6 +72,15 @@ def test_knn__the_floors_of_the_digits_are_those_published_for_them() -> None:
     assert round(linear_accuracy(*digits(42)), 3) == 0.972
 
 
+def test_knn__equal_neighbours_are_taken_in_the_order_of_the_references() -> None:
+    rng = np.random.default_rng(0)
+    cosines = rng.integers(0, 4, (50, 30)).astype(np.float32)
+    cosines[25:] = rng.normal(size=(25, 30))
+    for k in (1, 7, 30):
+        whole = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        assert (knn._nearest(cosines, k) == whole).all()
+
+
 def test_knn__blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = knn_accuracy(*noisy())
     monkeypatch.setattr(knn, "BLOCK", 7)

@@ -57,10 +57,22 @@ def _vote(
     cosines: NDArray[np.float32], labels: Labels, classes: int, k: int, temperature: float
 ) -> Labels:
     """The winning class of each row of (m, N) cosines."""
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    order = _nearest(cosines, k)
     near = np.take_along_axis(cosines, order, axis=1).astype(np.float64)
     # Relative to the nearest one: the same winner, and no temperature overflows.
     weights = np.exp((near - near[:, :1]) / temperature)
     votes = np.zeros((len(cosines), classes))
     np.add.at(votes, (np.arange(len(cosines))[:, None], labels[order]), weights)
     return np.asarray(votes.argmax(axis=1), np.int64)
+
+
+def _nearest(cosines: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Columns of the k largest of each row, largest first, equal ones in their order."""
+    # Sorting k of many is ten times as fast as sorting all ...
+    some = np.sort(np.argpartition(-cosines, k - 1, axis=1)[:, :k], axis=1)
+    found = np.take_along_axis(cosines, some, axis=1)
+    order = np.take_along_axis(some, np.argsort(-found, axis=1, kind="stable"), axis=1)
+    # ... but does not say which of equal ones it leaves out.
+    tied = (cosines >= found.min(axis=1, keepdims=True)).sum(axis=1) > k
+    order[tied] = np.argsort(-cosines[tied], axis=1, kind="stable")[:, :k]
+    return np.asarray(order, np.int64)
