@@ -198,6 +198,44 @@ def train(
         print(f"results: {out}/results.md, results.json")
 
 
+@bench.command()
+def crops(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of JPEG photos [generated scenes].")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many pictures.")] = 24,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Longer side of generated scenes, px, repeatable [256 500]."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=5, help="Passes of each side, by turns.")] = 9,
+    local_crops: Annotated[int, typer.Option(min=0, help="Crops of 96 px beside 2 of 224.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and crops.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Time the multi-crop of `tk train ssl` beside lightly's DINOTransform, on one thread.
+
+    Same crops, ranges and probabilities; JPEG decoding is stated by itself. Writes
+    OUT/results.json (raw samples) and results.md. lightly must be installed.
+
+    Example: tk bench crops bench-crops --limit 24
+    """
+    _need("torch", "torchvision", "albumentations")
+    from tk.benchmarks.crops import CropsBenchOptions, bench_crops
+    from tk.benchmarks.crops_report import table
+
+    sizes = tuple(size or CropsBenchOptions.sizes)
+    options = CropsBenchOptions(images, limit, sizes, repeats, local_crops, seed)
+    results = bench_crops(out, options, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json")
+
+
 def _print_json(results: dict[str, Any]) -> None:
     """Print everything but the raw samples."""
     import orjson
