@@ -130,6 +130,16 @@ class TrainTask(ABC):
     def after_step(self, step: int) -> None:  # noqa: B027 - most have nothing to do
         """Called after optimizer step `step` (a moving average of the weights, say)."""
 
+    def remarks(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a record of the metrics gives cause to say.
+
+        Called in all processes, which have the same figures, after each step and evaluation.
+
+        Returns:
+            records of their own for the metrics, each with `event`, and `text` for the user.
+        """
+        return []
+
     def saved(self, path: Path, done: int) -> None:  # noqa: B027
         """Called in process 0 when a checkpoint of the state after `done` steps was written."""
 

@@ -226,8 +226,15 @@ class Trainer:
         self.task.after_step(step)
         epoch = self.task.epoch(step, config.batch_size) + 1
         record = {"step": step + 1, "epoch": epoch, "lr": lr, **values, "grad_norm": float(norm)}
-        self.record(record)
+        self._note(record)
         return record
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Record figures, and what the task has to say about them."""
+        self.record(record)
+        for remark in self.task.remarks(record):
+            self.record({"step": record["step"], "epoch": record["epoch"], **remark})
+            self.say(remark["text"])
 
     def _gradients(self, batch: list[Any], step: int) -> dict[str, float]:
         """Mean gradient over the parts of a batch and the processes; returns mean scalars."""
@@ -266,7 +273,7 @@ class Trainer:
         if not figures:
             return
         epoch = self.task.epoch(done - 1, self.config.batch_size) + 1
-        self.record({"event": "eval", "step": done, "epoch": epoch, **figures})
+        self._note({"event": "eval", "step": done, "epoch": epoch, **figures})
         self.say(f"step {done}, epoch {epoch}: {describe(figures)}")
         for table, rows in figures.items():
             if isinstance(rows, dict):

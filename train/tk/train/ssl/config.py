@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "bottleneck_dim": 64,
     "head_norm": "batch",
     "adam_eps": 1e-12,
+    "vit_init": "xavier",
     "aug_statistics": "data",
 }
 """`--preset small`: what differs from the defaults, for thousands of pictures instead of millions.
@@ -66,7 +67,15 @@ class SslConfig(TrainConfig):
         ),
         "Model": (
             *("image_size", "patch_size", "vit_embed_dim", "vit_depth", "vit_num_heads"),
-            *("vit_mlp_ratio", "drop_path", "model", "pretrained", "weights", "freeze_blocks"),
+            *(
+                "vit_mlp_ratio",
+                "vit_init",
+                "drop_path",
+                "model",
+                "pretrained",
+                "weights",
+                "freeze_blocks",
+            ),
             "freeze_backbone_epochs",
         ),
         "Head": (
@@ -89,9 +98,10 @@ class SslConfig(TrainConfig):
         "Data": ("dataset_pin_memory", "dataset_persistent_workers", "dataset_cache_gb"),
         "Augmentation": (
             *("aug_global_scale", "aug_local_scale", "aug_local_crops", "aug_local_size"),
-            *("aug_hflip_prob", "aug_color_jitter_prob", "aug_brightness", "aug_contrast"),
-            *("aug_saturation", "aug_hue", "aug_grayscale_prob", "aug_gaussian_blur_prob"),
-            *("aug_solarize_prob", "aug_statistics", "aug_mean", "aug_std"),
+            *("aug_hflip_prob", "aug_vflip_prob", "aug_rotate_prob", "aug_color_jitter_prob"),
+            *("aug_brightness", "aug_contrast", "aug_saturation", "aug_hue", "aug_grayscale_prob"),
+            *("aug_gaussian_blur_prob", "aug_gaussian_blur_sigma", "aug_solarize_prob"),
+            *("aug_statistics", "aug_mean", "aug_std"),
         ),
         "Checkpoints": (
             *("checkpoint_last_name", "checkpoint_best_name", "checkpoint_history_file"),
@@ -126,6 +136,11 @@ class SslConfig(TrainConfig):
     vit_depth: int = Field(12, ge=1, description="number of blocks")
     vit_num_heads: int = Field(0, ge=0, description="attention heads; 0: width / 64")
     vit_mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLPs / width")
+    vit_init: Literal["normal", "xavier"] = Field(
+        "normal",
+        description="how weights are drawn: deviation 0.02, or as wide as layers are narrow; "
+        "xavier for widths below 384",
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the student")
     model: str = Field(
         "", description="timm ViT instead, DINOv2 and DINOv3 included; its patch size and width"
@@ -217,18 +232,22 @@ class SslConfig(TrainConfig):
         0, ge=0, description="their side, pixels; 0: 3/7 of the image size, in whole patches"
     )
     aug_hflip_prob: float = Field(0.5, ge=0, le=1, description="mirrored")
+    aug_vflip_prob: float = Field(0.0, ge=0, le=1, description="upside down")
+    aug_rotate_prob: float = Field(0.0, ge=0, le=1, description="turned by quarters")
     aug_color_jitter_prob: float = Field(0.8, ge=0, le=1, description="other colours")
     aug_brightness: float = Field(0.4, ge=0, le=1, description="largest change of brightness")
     aug_contrast: float = Field(0.4, ge=0, le=1, description="largest change of contrast")
     aug_saturation: float = Field(0.2, ge=0, le=1, description="largest change of saturation")
     aug_hue: float = Field(0.1, ge=0, le=0.5, description="largest change of hue")
     aug_grayscale_prob: float = Field(0.2, ge=0, le=1, description="without colours")
-    aug_gaussian_blur_prob: float = Field(
-        0.5,
+    aug_gaussian_blur_prob: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="blurred local crops; of the global ones the first is always, "
-        "the second a tenth of the time, unless this is 0",
+        description="blurred (default: first global crops 1, second 0.1, local ones 0.5)",
+    )
+    aug_gaussian_blur_sigma: tuple[float, float] = Field(
+        (0.1, 2.0), description="deviation of the blur, pixels, from and to"
     )
     aug_solarize_prob: float = Field(0.2, ge=0, le=1, description="solarised second global crops")
     aug_statistics: Literal["imagenet", "data"] = Field(
@@ -323,6 +342,13 @@ class SslConfig(TrainConfig):
     def heads(self) -> int:
         """Attention heads of the own transformer."""
         return self.vit_num_heads or max(1, self.vit_embed_dim // 64)
+
+    def answer_sizes(self) -> list[int]:
+        """Prototypes that class tokens, and with iBOT patches, are told by."""
+        if self.algorithm == "dino":
+            return [self.out_dim]
+        own = 0 if self.shared_head else self.patch_out_dim
+        return [self.out_dim, own or self.out_dim]
 
     def local_size(self, patch_size: int) -> int:
         """Side of the local crops in pixels: what was asked for, else 3/7 in whole patches."""

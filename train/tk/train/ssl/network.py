@@ -19,10 +19,10 @@ class Network(nn.Module):
     def __init__(self, backbone: Backbone, config: SslConfig) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = _head(backbone.width, config.out_dim, config)
-        separate = config.algorithm == "ibot" and not config.shared_head
-        patch_dim = config.patch_out_dim or config.out_dim
-        self.patch_head = _head(backbone.width, patch_dim, config) if separate else None
+        sizes = config.answer_sizes()
+        separate = len(sizes) > 1 and not config.shared_head
+        self.head = _head(backbone.width, sizes[0], config)
+        self.patch_head = _head(backbone.width, sizes[-1], config) if separate else None
 
     def heads(self) -> list[ProjectionHead]:
         """All heads, that of the class token first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tk.train.ssl.backbone.base import Features, forward_crops
 from tk.train.ssl.centering.base import Centering
@@ -63,7 +63,7 @@ class SelfDistillation:
         hidden = [*masks, *[None] * len(small)] if masks else None
         seen = forward_crops(self.student.backbone, large + small, hidden)
         logits = self.student.head(torch.cat([one.cls for one in seen])).float()
-        logits = logits.unflatten(0, (len(seen), -1))
+        logits = logits.view(len(seen), -1, logits.shape[-1])
         terms = {"dino_loss": dino_loss(logits, targets, self.config.student_temp)}
         total = terms["dino_loss"]
         if masks:
@@ -79,7 +79,7 @@ class SelfDistillation:
         logits = self.teacher.head(torch.cat([one.cls for one in shown])).float()
         self._answers.append(logits)
         targets: Tensor = self.centering(logits, temperature)
-        return targets.unflatten(0, (len(shown), -1))
+        return targets.view(len(shown), -1, targets.shape[-1])
 
     def _patches(
         self, seen: list[Features], shown: list[Features], masks: list[Tensor], temperature: float
