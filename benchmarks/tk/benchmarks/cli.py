@@ -236,6 +236,45 @@ def crops(
         print(f"results: {out}/results.md, results.json")
 
 
+@bench.command()
+def ssl(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder for the digits and the runs; finished runs are kept.")
+    ],
+    run: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIANT=SEEDS", help="Repeatable [dino=3 ibot=1 none=1]."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=4, help="Passes over the 1437 pictures.")] = 120,
+    only: Annotated[
+        str, typer.Option(metavar="VARIANT-SEED", help="Train this run alone, write no results.")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Pre-train on handwritten digits, beside raw pixels, an untrained network and failures.
+
+    \b
+    Variants: dino, ibot, sinkhorn; none (no centering: must collapse); norm-none, eps, statistics,
+    init (the small preset without one of its parts, a quarter of the epochs).
+    Example: tk bench ssl OUT --work WORK --run dino=3 --run none=1
+    """
+    _need("torch", "torchvision", "timm", "albumentations", "sklearn", "matplotlib")
+    from tk.benchmarks.ssl import SslBenchOptions, bench_ssl, parse_runs
+    from tk.benchmarks.ssl_report import table
+
+    runs = parse_runs(run or ["dino=3", "ibot=1", "none=1"])
+    options = SslBenchOptions(work, runs, epochs, threads=threads)
+    results = bench_ssl(out, options, only=only, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    elif results:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json")
+
+
 def _print_json(results: dict[str, Any]) -> None:
     """Print everything but the raw samples."""
     import orjson

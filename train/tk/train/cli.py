@@ -163,7 +163,7 @@ def _train_ssl(config: SslConfig) -> None:
     best = train_ssl(config)
     if speaks():
         made = f"; backbone: {config.export_backbone}" if config.export_backbone else ""
-        print(f"done: {best}{made}; next: tk train embedder --weights {best} ...")
+        print(f"done: {best}{made}; next: tk train embedder --model_id ... --weights {best}")
 
 
 def _reported(run: Callable[[Any], Path]) -> Callable[[Any], None]:

@@ -250,8 +250,10 @@ class SslConfig(TrainConfig):
         (0.1, 2.0), description="deviation of the blur, pixels, from and to"
     )
     aug_solarize_prob: float = Field(0.2, ge=0, le=1, description="solarised second global crops")
-    aug_statistics: Literal["imagenet", "data"] = Field(
-        "imagenet", description="mean and deviation of the channels: ImageNet's, or measured"
+    aug_statistics: Literal["model", "data"] = Field(
+        "model",
+        description="mean and deviation of the channels: what the model is used to (the own one: "
+        "ImageNet's), or measured",
     )
     aug_mean: tuple[float, float, float] | None = Field(
         None, description="mean of the channels, 0..1, instead"

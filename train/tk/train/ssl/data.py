@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from tk.runtime.errors import TkError
 from tk.train.run.distributed import is_main
+from tk.train.ssl.backbone.base import Backbone
 from tk.train.ssl.block_masks import block_masks
 from tk.train.ssl.config import SslConfig
-from tk.train.ssl.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, MultiCropSpec, normalise
+from tk.train.ssl.multicrop import MultiCrop, MultiCropSpec, normalise
 from tk.train.ssl.photos import Photos, find_photos
 
 SHOWN = 10
@@ -24,20 +26,20 @@ class SslData:
     """Pictures of a run and what is made of them.
 
     Args:
-        patch_size: of the backbone, pixels.
+        backbone: says the patch size, and the mean and deviation it is used to.
 
     Attributes:
         photos: the usable pictures.
         spec: of their crops.
     """
 
-    def __init__(self, config: SslConfig, patch_size: int) -> None:
+    def __init__(self, config: SslConfig, backbone: Backbone) -> None:
         self.config = config
         _check_places(config)
         self.photos = find_photos(config.train_dir, ram_gb=config.dataset_cache_gb)
         _check_count(config, len(self.photos))
-        self.grid = config.image_size // patch_size
-        self.spec = _crop_spec(config, patch_size, self.photos)
+        self.grid = config.image_size // backbone.patch_size
+        self.spec = _crop_spec(config, backbone, self.photos)
         self.crop = MultiCrop(self.spec)
         if is_main():
             self._tell()
@@ -109,8 +111,9 @@ def _check_count(config: SslConfig, count: int) -> None:
         )
 
 
-def _crop_spec(config: SslConfig, patch_size: int, photos: Photos) -> MultiCropSpec:
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+def _crop_spec(config: SslConfig, backbone: Backbone, photos: Photos) -> MultiCropSpec:
+    used_to = resolve_model_data_config(backbone.vit)  # type: ignore[no-untyped-call]
+    mean, std = used_to["mean"], used_to["std"]
     if config.aug_mean and config.aug_std:
         mean, std = config.aug_mean, config.aug_std
     elif config.aug_statistics == "data":
@@ -118,7 +121,7 @@ def _crop_spec(config: SslConfig, patch_size: int, photos: Photos) -> MultiCropS
     blur = config.aug_gaussian_blur_prob
     return MultiCropSpec(
         global_size=config.image_size,
-        local_size=config.local_size(patch_size),
+        local_size=config.local_size(backbone.patch_size),
         local_count=config.aug_local_crops,
         global_scale=config.aug_global_scale,
         local_scale=config.aug_local_scale,

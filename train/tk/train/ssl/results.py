@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.images import read_image
+from tk.runtime.preprocess import fit
 from tk.train.run.checkpoint import load_checkpoint, load_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.folder import RunFolder
 from tk.train.run.rng import rng_state, seed_all, set_rng_state
 from tk.train.run.trainer import describe
 from tk.train.ssl.artifacts import note_artifact
+from tk.train.ssl.attention import class_attention
+from tk.train.ssl.attention_plot import write_attention
 from tk.train.ssl.backbone.base import Features
 from tk.train.ssl.backbone.export import export_backbone
 from tk.train.ssl.plots import write_curves
@@ -27,6 +30,8 @@ from tk.train.ssl.start import make_student, shape_of
 from tk.train.ssl.task import SslTask
 
 PLOTS, STAMP = "plots", ".results.json"
+SHOWN = 8
+"""Pictures whose attention is drawn."""
 
 
 def write_results(
@@ -93,11 +98,17 @@ def _export(task: SslTask, folder: RunFolder, step: int) -> None:
 
 
 def _draw(task: SslTask, folder: RunFolder, found: dict[str, dict[str, float]]) -> None:
-    """Curves of the run."""
+    """Curves of the run, and where the network looks in a few of its pictures."""
     plots = folder.path / PLOTS
     plots.mkdir(exist_ok=True)
     curves = write_curves(plots, folder.read_metrics(), task.config.out_dim, found)
     note_artifact(folder.path, "curves", curves, task.labels())
+    read, sample = task.data.photos.read, task.judge.sample[:SHOWN]
+    squares = [fit(task.image_spec, read(int(place)))[0] for place in sample]
+    canvases = task.data.canvases(squares).to(next(task.model.parameters()).device)
+    shares = class_attention(task.teacher.backbone, canvases).cpu().numpy()
+    attention = write_attention(plots, squares, shares)
+    note_artifact(folder.path, "attention", attention, task.labels())
 
 
 def _say_verdict(task: SslTask, folder: RunFolder) -> None:

@@ -45,7 +45,7 @@ class SslTask(TrainTask):
         self.config = config
         _check_norm(config)
         self.student = make_student(config)
-        self.data = SslData(config, self.student.backbone.patch_size)
+        self.data = SslData(config, self.student.backbone)
         self.plan = config.in_steps(len(self.data))
         self.epoch_steps = config.epoch_steps(len(self.data))
         self.teacher = make_teacher(self.student)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
+import timm
 from torch import nn
 
 from tk.train.ssl.backbone.base import Backbone
 
 NAME = "slt_vitsmall_patch16"
 """Its name in `--export-backbone` files, whatever its shape: their metadata say that."""
+
+BASE = "vit_small_patch16_224.dino"
+"""timm's name for the usual shape; other shapes differ from it by what timm lets one say."""
 
 
 def make_vit(
@@ -23,7 +26,8 @@ def make_vit(
 ) -> Backbone:
     """Build a transformer without weights of anybody; any multiple of the patch size can go in."""
     return Backbone(
-        VisionTransformer(
+        timm.create_model(
+            BASE,
             img_size=image_size,
             patch_size=patch_size,
             embed_dim=width,
