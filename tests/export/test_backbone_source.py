@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from tk.export.write import write_bundle
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError
 from tk.runtime.heads.embedder import Embedder
+from tk.runtime.images import read_image
 from tk.runtime.preprocess import fit
 from tk.train.embedder.model import EmbedNet
 from tk.train.ssl.backbone.export import export_backbone, load_dinov2_backbone
@@ -33,7 +33,7 @@ def test_backbone__from_pre_training_to_a_bundle(tmp_path: Path) -> None:
     assert all(line.startswith("ok") for line in lines)
 
     embedder = Embedder(Bundle.open(tmp_path / "bundle"))
-    crops = [cv2.imread(str(file))[..., ::-1] for file in sorted(digits.rglob("*.png"))[:6]]
+    crops = [read_image(file) for file in sorted(digits.rglob("*.png"))[:6]]
     canvases = np.stack([fit(model.image, crop)[0] for crop in crops])
     facts = torch.load(path, weights_only=True)["metadata"]
     scaled = (torch.from_numpy(canvases) / 255 - torch.tensor(facts["mean"])) / torch.tensor(
@@ -43,7 +43,7 @@ def test_backbone__from_pre_training_to_a_bundle(tmp_path: Path) -> None:
         tokens = load_dinov2_backbone(f"file::{path}:slt_vitsmall_patch16")(
             scaled.permute(0, 3, 1, 2)
         )
-    np.testing.assert_allclose(embedder.embed(crops), F.normalize(tokens), atol=1e-5)
+    np.testing.assert_allclose(embedder.embed(crops), F.normalize(tokens).numpy(), atol=1e-5)
 
 
 def test_backbone__file_without_preprocessing_is_refused(tmp_path: Path) -> None:
