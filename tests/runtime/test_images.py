@@ -21,6 +21,7 @@ from tk.runtime.images import (
     ImageError,
     decode_image,
     find_images,
+    image_size,
     read_image,
     read_reference,
     relative_name,
@@ -119,6 +120,7 @@ def test_read_image__format(tmp_path: Path, data: bytes, expected: U8, tolerance
     assert image.shape == expected.shape
     assert image.flags.c_contiguous
     assert difference(image, expected) <= tolerance
+    assert image_size(tmp_path / "x.jpg") == (image.shape[1], image.shape[0])
 
 
 def test_read_image__same_pixels_as_opencv(tmp_path: Path) -> None:
@@ -248,19 +250,28 @@ def png_of_size(width: int, height: int) -> bytes:
         (png_of_size(50_000, 50_000), "is too large: 50000 x 50000"),
     ],
 )
-def test_read_image__garbage(tmp_path: Path, data: bytes, message: str) -> None:
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_read_image__garbage(tmp_path: Path, data: bytes, message: str, read: Any) -> None:
     with pytest.raises(ImageError, match=message) as caught:
-        read_image(write(tmp_path, data, "папка\n.jpg"))
+        read(write(tmp_path, data, "папка\n.jpg"))
     assert "\n" not in caught.value.what
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_read_image__folder_or_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_read_image__folder_or_missing(tmp_path: Path, read: Any) -> None:
     with pytest.raises(ImageError, match="is a folder"):
-        read_image(tmp_path)
+        read(tmp_path)
     with pytest.raises(ImageError, match=r"a\.jpg cannot be read: No such file") as caught:
-        read_image(tmp_path / "a.jpg")
+        read(tmp_path / "a.jpg")
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_image_size__needs_the_header_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, by_pillow(noisy(), "PNG")[:100])
+    assert image_size(path) == noisy().size
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(path)
 
 
 def test_read_image__float_out_of_range(tmp_path: Path) -> None:
@@ -281,6 +292,7 @@ def test_read_image__pillow_limit_is_not_ours(
     with pytest.raises(ImageError, match="too large: 64 x 48"):
         read_image(path, max_pixels=64 * 48 - 1)
     read_image(path, max_pixels=64 * 48)
+    assert image_size(path, max_pixels=64 * 48) == (64, 48)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP"])

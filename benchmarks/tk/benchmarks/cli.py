@@ -283,4 +283,116 @@ def _need(*modules: str) -> None:
         )
 
 
+@bench.command()
+def crops(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of JPEG photos [generated scenes].")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many pictures.")] = 24,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Longer side of generated scenes, px, repeatable [256 500]."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=5, help="Passes of each side, by turns.")] = 9,
+    local_crops: Annotated[int, typer.Option(min=0, help="Crops of 96 px beside 2 of 224.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and crops.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Time the multi-crop of `tk train ssl` beside lightly's DINOTransform, on one thread.
+
+    Same crops, ranges and probabilities; JPEG decoding is stated by itself. Writes
+    OUT/results.json (raw samples) and results.md. lightly must be installed.
+
+    Example: tk bench crops bench-crops --limit 24
+    """
+    _need("torch", "torchvision", "albumentations")
+    from tk.benchmarks.crops import CropsBenchOptions, bench_crops
+    from tk.benchmarks.crops_report import table
+
+    sizes = tuple(size or CropsBenchOptions.sizes)
+    options = CropsBenchOptions(images, limit, sizes, repeats, local_crops, seed)
+    results = bench_crops(out, options, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json")
+
+
+@bench.command()
+def ssl(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder for the digits and the runs; finished runs are kept.")
+    ],
+    run: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIANT=SEEDS", help="Repeatable [dino=3 ibot=1 none=1]."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=4, help="Passes over the 1437 pictures.")] = 120,
+    only: Annotated[
+        str, typer.Option(metavar="VARIANT-SEED", help="Train this run alone, write no results.")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Pre-train on handwritten digits, beside raw pixels, an untrained network and failures.
+
+    \b
+    Variants: dino, ibot, sinkhorn; none (no centering: must collapse); norm-none, eps, statistics,
+    init (the small preset without one of its parts, a quarter of the epochs).
+    Example: tk bench ssl OUT --work WORK --run dino=3 --run none=1
+    """
+    _need("torch", "torchvision", "timm", "albumentations", "sklearn", "matplotlib")
+    from tk.benchmarks.ssl import SslBenchOptions, bench_ssl, parse_runs
+    from tk.benchmarks.ssl_report import table
+
+    runs = parse_runs(run or ["dino=3", "ibot=1", "none=1"])
+    options = SslBenchOptions(work, runs, epochs, threads=threads)
+    results = bench_ssl(out, options, only=only, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    elif results:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json")
+
+
+def _print_json(results: dict[str, Any]) -> None:
+    """Print everything but the raw samples."""
+    import orjson
+
+    shown = {key: value for key, value in results.items() if key != "runs"}
+    print(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
+
+
+def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print the results of chains; chains that find different things are a failed check."""
+    from tk.benchmarks.report import table
+    from tk.runtime.errors import CheckFailed
+
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        print(f"results: {out}/results.md, results.json, results.csv, stages.png")
+    if results["problems"]:
+        raise CheckFailed("the chains do not find the same", found="; ".join(results["problems"]))
+
+
+def _need(*modules: str) -> None:
+    from importlib import util
+
+    from tk.runtime.errors import EnvironmentLacks
+
+    if missing := [name for name in modules if util.find_spec(name) is None]:
+        raise EnvironmentLacks(
+            "tk bench runs PyTorch, which is not installed whole",
+            found=f"no {', '.join(missing)}",
+            fix="pip install 'tk-vision[cpu,train]'",
+        )
+
+
 COMMANDS: dict[str, typer.Typer] = {"bench": bench}

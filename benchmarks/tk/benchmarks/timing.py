@@ -17,6 +17,7 @@ import numpy as np
 LIBRARIES = (
     *("tk-vision", "torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu"),
     *("faiss-cpu", "faiss-gpu", "numpy", "opencv-python-headless", "pillow"),
+    *("albumentations", "lightly"),
 )
 
 

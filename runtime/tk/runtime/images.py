@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,26 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     return decode_image(_read(path), _label(path), max_pixels)
 
 
+def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Read width and height from the header of a file, without decoding it.
+
+    Returns:
+        width, height in pixels as stored: not turned by the EXIF orientation.
+
+    Raises:
+        ImageError: not an image, no whole header, too large or without pixels. Damage further on
+            shows only when the image is read.
+    """
+    name = _label(path)
+    with _reading(name), open(path, "rb") as file:
+        reader = _reader(file.read(16), name)
+        file.seek(0)
+        with _explained(name), reader(file) as image:
+            _check_size(image, name, max_pixels)
+            width, height = image.size
+            return width, height
+
+
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """`read_image` of the bytes of a file; `name` is what errors call it."""
     image, alpha = _decode(data, name, max_pixels)
@@ -198,34 +220,55 @@ def _label(path: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with _reading(_label(path)):
         return path.read_bytes()
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Say which file could not be read, and why."""
+    try:
+        yield
+    except ImageError:
+        raise
     except IsADirectoryError:
-        raise ImageError(f"{_label(path)} is a folder, not an image") from None
+        raise ImageError(f"{name} is a folder, not an image") from None
     except OSError as error:
-        raise ImageError(f"{_label(path)} cannot be read: {error.strerror}") from None
+        raise ImageError(f"{name} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Say which file a decoder failed on; decoders raise a dozen types on broken bytes."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        what = f"{name} is truncated, damaged or of an unsupported kind"
+        raise ImageError(what, found=f"{type(error).__name__}: {error}") from None
+
+
+def _reader(start: bytes, name: str) -> type[ImageFile.ImageFile]:
+    """The class that reads files with this beginning."""
+    if not start:
+        raise ImageError(f"{name} is empty", expected="an image", found="0 bytes")
+    reader = next((kind for first, kind in _SIGNATURES if start.startswith(first)), None)
+    if reader is None:
+        kinds, found = "JPEG, PNG, BMP, TIFF or WebP", f"a file that starts with {start[:8]!r}"
+        raise ImageError(f"{name} is not an image", expected=kinds, found=found)
+    return reader
 
 
 def _decode(
     data: bytes, name: str, max_pixels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """RGB (H, W, 3) and alpha (H, W) or None, uint8, upright, as stored (not composited)."""
-    if not data:
-        raise ImageError(f"{name} is empty", expected="an image", found="0 bytes")
-    reader = next((kind for start, kind in _SIGNATURES if data.startswith(start)), None)
-    if reader is None:
-        kinds, found = "JPEG, PNG, BMP, TIFF or WebP", f"a file that starts with {data[:8]!r}"
-        raise ImageError(f"{name} is not an image", expected=kinds, found=found)
-    try:
-        with reader(io.BytesIO(data)) as image:
-            _check_size(image, name, max_pixels)
-            image.load()
-            return _samples(_upright(image), name)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise a dozen types on broken bytes
-        what = f"{name} is truncated, damaged or of an unsupported kind"
-        raise ImageError(what, found=f"{type(error).__name__}: {error}") from None
+    reader = _reader(data, name)
+    with _explained(name), reader(io.BytesIO(data)) as image:
+        _check_size(image, name, max_pixels)
+        image.load()
+        return _samples(_upright(image), name)
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:

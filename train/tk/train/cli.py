@@ -18,6 +18,7 @@ from tk.train.run.arch import Arch, add_arch_command
 from tk.train.run.options import command_class, make_command
 from tk.train.sam2.config import Sam2Config
 from tk.train.segmenter.config import SegmenterConfig
+from tk.train.ssl.config import SslConfig
 
 data = group("Prepare data: generated scenes and steel, defects and patches, masks by SAM-2.")
 train = group("Train a detector, a segmenter or an embedder.")
@@ -188,6 +189,16 @@ def _train_sam2(config: Sam2Config) -> Path:
     return train_sam2(config)
 
 
+def _train_ssl(config: SslConfig) -> None:
+    from tk.train.run.launch import speaks
+    from tk.train.ssl.train import train_ssl
+
+    best = train_ssl(config)
+    if speaks():
+        made = f"; backbone: {config.export_backbone}" if config.export_backbone else ""
+        print(f"done: {best}{made}; next: tk train embedder --model_id ... --weights {best}")
+
+
 def _reported(run: Callable[[Any], Path]) -> Callable[[Any], None]:
     def report(config: Any) -> None:
         checkpoint = run(config)
@@ -277,6 +288,25 @@ _add(
     From your own weights:          ... --model_id vit_small_patch16_224 --weights dino.pth
     Crops with wrong labels:        ... --sub_centers 3 (then look at outliers.csv)
     """,
+)
+
+SSL_HELP = """Pre-train a ViT on pictures without labels: DINO, or iBOT with masked patches.
+
+    A run that was interrupted goes on with the same command. OUT holds params.json, metrics.jsonl,
+    checkpoint_last.pt, checkpoint_best.pt (teacher, student, heads, centre, optimizer, random
+    numbers), artifacts.json and plots/.
+
+    \b
+    A ViT-S/16 from nothing:     tk train ssl --train-dir PHOTOS --output-dir RUN
+                                   --export-backbone RUN/backbone.pt
+    A few thousand pictures:     ... --preset small --image-size 64 --patch-size 8
+                                   --vit-embed-dim 192 --vit-depth 6
+    From released weights:       ... --model vit_small_patch14_dinov2.lvd142m --pretrained
+                                   --freeze-backbone-epochs 1 --freeze-blocks 8 --lr 1e-5
+    With labels for a yardstick: ... --probe-dir LABELLED   (LABELLED/<class>/...)
+    """
+train.command("ssl", cls=command_class(SslConfig), help=SSL_HELP)(
+    make_command(SslConfig, _train_ssl, SSL_HELP)
 )
 
 COMMANDS: dict[str, typer.Typer] = {"data": data, "train": train}

@@ -57,7 +57,7 @@ class EmbedderTask(TrainTask):
     """
 
     name: ClassVar[str] = "embedder"
-    best_metric: ClassVar[str] = "val_accuracy"
+    best_metric = "val_accuracy"
     tie_metric: ClassVar[str] = "val_map_at_r"
     model: EmbedNet
 

@@ -97,6 +97,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:
     """The backbone in a checkpoint of ours; the head is another's."""
+    state = load_checkpoint(path)
+    if state["task"] == "ssl":  # the teacher of `tk train ssl`, beside the token of hidden patches
+        own = {name.removeprefix("vit."): value for name, value in state["model"].items()}
+        return {"model": {name: own[name] for name in own if name != "mask_token"}}
     state = load_checkpoint(path, "embedder")
     metadata = {"model_id": config_of(state)["model_id"]}
     return {"model": result_weights(state, "model"), "metadata": metadata}

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tk.train.run.folder import FileNames
+
 
 class TrainConfig(BaseModel):
     """Options common to all trainings; an algorithm adds its own and its own defaults."""
@@ -33,6 +35,9 @@ class TrainConfig(BaseModel):
         "ClearML": ("use_clearml", "clearml_project", "clearml_task_name"),
     }
     """Titles of `--help` -> fields; fields in none come last."""
+
+    file_sections: ClassVar[dict[str, str]] = {}
+    """Section of a configuration file -> how the options in it begin (`augmentation` -> `aug_`)."""
 
     data: Path = Field(description="folder with the training data")
     out: Path = Field(description="run folder: config, metrics, checkpoints")
@@ -82,6 +87,14 @@ class TrainConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         return {cls.aliases.get(name, name): value for name, value in values.items()}
+
+    def file_names(self) -> FileNames:
+        """Names of the files in the run folder."""
+        return FileNames()
+
+    def pins_memory(self) -> bool:
+        """Say whether batches are made in page-locked memory, where there is a GPU."""
+        return self.device != "cpu"
 
     def resolved(self) -> dict[str, Any]:
         """All values as plain JSON types."""

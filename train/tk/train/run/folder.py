@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,44 @@ LIBRARIES = (
 )
 
 
-RESULTS = ("report.html", "prototypes.npz", "gallery.json", "outliers.csv", ".results.json")
+@dataclass(frozen=True)
+class FileNames:
+    """Names of the files in a run folder; those without a choice end like `last`."""
+
+    last: str = "checkpoint_last.pth"
+    best: str = "checkpoint_best.pth"
+    metrics: str = "metrics.jsonl"
+    config: str = "config.json"
+
+
+RESULTS = (
+    *("report.html", "prototypes.npz", "gallery.json", "outliers.csv", ".results.json"),
+    "artifacts.json",
+)
 """What trainings make of their best weights at the end, beside the folder `plots`."""
 
 
 class RunFolder:
-    """Files of one training run under `path`."""
+    """Files of one training run under `path`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        names: of the files; default: those of `FileNames()`.
+    """
+
+    def __init__(self, path: Path, names: FileNames | None = None) -> None:
+        names = names or FileNames()
         self.path = path
-        self.config = path / "config.json"
-        self.metrics = path / "metrics.jsonl"
+        self.config = path / names.config
+        self.metrics = path / names.metrics
         self.log_file = path / "train.log"
-        self.last = path / "checkpoint_last.pth"
-        self.best = path / "checkpoint_best.pth"
-        self.interrupt = path / "checkpoint_interrupt.pth"
+        self.last = path / names.last
+        self.best = path / names.best
+        self.interrupt = self.kept("interrupt")
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints of a run that lie here."""
+        named = [path for path in (self.last, self.best) if path.exists()]
+        return sorted({*named, *self.path.glob(self.kept("*").name)})
 
     def start(
         self, config: dict[str, Any], facts: dict[str, Any], *, overwrite: bool = False
@@ -51,13 +75,13 @@ class RunFolder:
             TkError: there is a run here already and `overwrite` is false.
         """
         # Without a checkpoint there is nothing to go on with and nothing to lose.
-        if any(self.path.glob("checkpoint_*.pth")) and not overwrite:
+        if self.checkpoints() and not overwrite:
             raise TkError(
                 f"{self.path} holds a run already",
                 fix="go on with --resume last, replace it with --overwrite, or change --out",
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in (self.metrics, self.log_file, *self.path.glob("checkpoint_*.pth")):
+        for path in (self.metrics, self.log_file, *self.checkpoints()):
             path.unlink(missing_ok=True)
         self.remove_results()
         self.write_config(config, facts)
@@ -83,7 +107,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if origin.resolve() == self.path.resolve():
             return
-        if any(self.path.glob("checkpoint_*.pth")):
+        if self.checkpoints():
             raise TkError(
                 f"{self.path} holds another run than the checkpoint {checkpoint}",
                 fix=f"--out {origin}, or an --out without a run",
@@ -102,7 +126,7 @@ class RunFolder:
 
     def kept(self, tag: str) -> Path:
         """Path of a checkpoint that stays: `checkpoint_ep005.pth`."""
-        return self.path / f"checkpoint_{tag}.pth"
+        return self.path / f"checkpoint_{tag}{self.last.suffix}"
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration of the run."""

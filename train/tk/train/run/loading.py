@@ -61,7 +61,7 @@ def batch_loader(task: TrainTask, config: TrainConfig, start: int) -> DataLoader
         worker_init_fn=_start_worker,
         # Forked workers share the task's images in memory instead of copying them.
         multiprocessing_context="fork" if config.workers and forks else None,
-        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+        pin_memory=config.pins_memory() and torch.cuda.is_available(),
         # An own generator: the loader must not draw from the global one, whose state is resumed.
         generator=torch.Generator().manual_seed(config.seed),
     )

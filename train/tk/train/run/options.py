@@ -110,17 +110,45 @@ def read_config_file(path: Path, config_class: type[BaseModel]) -> dict[str, Any
     if not isinstance(values, dict):
         raise TkError(f"{path} must hold a table of options", found=type(values).__name__)
     aliases, fields = _aliases(config_class), config_class.model_fields
-    names = {key: str(key).replace("-", "_") for key in values}
-    values = {aliases.get(names[key], names[key]): value for key, value in values.items()}
-    if unknown := sorted(set(values) - set(fields)):
+    found, unknown = {}, []
+    for shown, key, value in _flat(values, getattr(config_class, "file_sections", {})):
+        name = aliases.get(key, key)
+        if name in fields:
+            found[name] = _from_folder(value, _plain_type(fields[name].annotation), path.parent)
+        else:
+            unknown.append(shown)
+    if unknown:
         raise TkError(
-            f"{path} has keys that are no options: {', '.join(unknown)}",
+            f"{path} has keys that are no options: {', '.join(sorted(unknown))}",
             expected=", ".join(fields),
         )
-    for name, value in values.items():
-        if isinstance(value, str) and _plain_type(fields[name].annotation) is Path:
-            values[name] = path.parent / value
-    return values
+    return found
+
+
+def _flat(values: dict[str, Any], sections: dict[str, str]) -> list[tuple[str, str, Any]]:
+    """Keys as the file shows them, as options, and values; the last of equal options counts.
+
+    Options outside of the sections come last, so that they win.
+    """
+    inner, outer = [], []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in sections and isinstance(value, dict):
+            for under, found in value.items():
+                option = sections[name] + str(under).replace("-", "_")
+                inner.append((f"{key}.{under}", option, found))
+        else:
+            outer.append((str(key), name, value))
+    return inner + outer
+
+
+def _from_folder(value: Any, kind: Any, folder: Path) -> Any:
+    """Relative paths start at the folder of the file that names them."""
+    if isinstance(value, str):
+        return {Path: folder / value, list[Path]: [folder / value]}.get(kind, value)
+    if kind == list[Path] and isinstance(value, list):
+        return [_from_folder(each, Path, folder) for each in value]
+    return value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -174,6 +202,8 @@ def _plain_type(annotation: Any) -> Any:
     if origin in (Union, UnionType):
         inner = [kind for kind in get_args(annotation) if kind is not NoneType]
         return _plain_type(inner[0]) if len(inner) == 1 else str
+    if origin is tuple and Ellipsis not in get_args(annotation):
+        return tuple[tuple(map(_plain_type, get_args(annotation)))]  # type: ignore[misc]
     if origin in (list, tuple):
         return list[_plain_type(get_args(annotation)[0])]  # type: ignore[misc]
     if origin is Literal or annotation in (int, float, str, bool, Path):

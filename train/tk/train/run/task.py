@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from tk.runtime.preprocess import CropSpec, ImageSpec
+from tk.train.run.config import TrainConfig
 from tk.train.run.sampling import epoch_of, epoch_permutation
+from tk.train.run.schedule import warmup_cosine
 
 
 class TrainTask(ABC):
@@ -24,15 +27,16 @@ class TrainTask(ABC):
         best_metric: key of `evaluate()` by which `checkpoint_best.pth` is chosen, the larger the
             better; empty: the last is the best.
         tie_metric: key that decides between equally good ones; the larger, the better.
-        betas: of AdamW; 0.99 for the second suits runs of a few hundred steps.
+        betas, eps: of AdamW; 0.99 for the second beta suits runs of a few hundred steps.
         model: what is exported; its state dict is `model` in the checkpoint.
         classes, image_spec, crop_spec: kept in the checkpoint for export and runtime.
     """
 
     name: ClassVar[str]
-    best_metric: ClassVar[str] = ""
+    best_metric: str = ""
     tie_metric: ClassVar[str] = ""
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    eps: float = 1e-8
 
     model: nn.Module
     classes: tuple[str, ...] = ()
@@ -112,8 +116,32 @@ class TrainTask(ABC):
         """Optimizer groups; `lr_scale` of a group multiplies the scheduled learning rate."""
         return decay_groups(self.model, weight_decay)
 
+    def learning_rate(self, step: int, config: TrainConfig) -> float:
+        """Scheduled learning rate of optimizer step `step` (from 0)."""
+        return warmup_cosine(step, config.steps, config.warmup, config.lr)
+
+    def before_update(self, step: int, groups: list[dict[str, Any]]) -> None:  # noqa: B027
+        """Called with the optimizer's groups when gradients are there and not yet clipped.
+
+        May set `lr` and `weight_decay` of a group, and drop gradients (None: such a parameter
+        neither moves nor decays).
+        """
+
     def after_step(self, step: int) -> None:  # noqa: B027 - most have nothing to do
         """Called after optimizer step `step` (a moving average of the weights, say)."""
+
+    def remarks(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a record of the metrics gives cause to say.
+
+        Called in all processes, which have the same figures, after each step and evaluation.
+
+        Returns:
+            records of their own for the metrics, each with `event`, and `text` for the user.
+        """
+        return []
+
+    def saved(self, path: Path, done: int) -> None:  # noqa: B027
+        """Called in process 0 when a checkpoint of the state after `done` steps was written."""
 
     def extra_state(self) -> dict[str, Any]:
         """State beside weights and optimizer (tensors, numbers, strings, dicts of these).

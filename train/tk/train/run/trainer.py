@@ -36,7 +36,6 @@ from tk.train.run.distributed import (
 from tk.train.run.folder import RunFolder
 from tk.train.run.loading import batch_loader, check_batches, to_device
 from tk.train.run.rng import rng_state, seed_all, set_rng_state
-from tk.train.run.schedule import warmup_cosine
 from tk.train.run.task import TrainTask
 from tk.train.run.tracker import NoTracker, Outcome, Tracker
 from tk.train.run.tracking import check_tracker, open_tracker
@@ -59,7 +58,7 @@ class Trainer:
 
     def __init__(self, task: TrainTask, config: TrainConfig) -> None:
         self.task, self.config = task, config
-        self.folder = RunFolder(config.out)
+        self.folder = RunFolder(config.out, config.file_names())
         self.device = choose_device(config.device)
         if world() > 1 and self.device.type == "cuda":
             # timm's, not torch's: that one drops the activation inside timm's BatchNormAct2d.
@@ -68,7 +67,7 @@ class Trainer:
         self.objective: nn.Module = Objective(task, self.parts)
         self.average = Average(self.parts, config.ema_decay) if config.ema_decay else None
         groups = task.parameter_groups(config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=task.betas)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=task.betas, eps=task.eps)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.half = uses_bfloat16(config.precision, self.device)
         self.best: dict[str, float] = {}
@@ -136,7 +135,7 @@ class Trainer:
     def resume(self) -> int:
         """Go on from a checkpoint; returns the first step to make."""
         path = self.folder.last if self.config.resume == "last" else Path(self.config.resume)
-        path = path / "checkpoint_last.pth" if path.is_dir() else path
+        path = path / self.folder.last.name if path.is_dir() else path
         state = load_checkpoint(path, self.task.name)
         if "optimizer" not in state:
             raise TkError(f"{path} holds a model only, no run to go on with")
@@ -214,11 +213,12 @@ class Trainer:
     def step(self, batch: list[Any], step: int) -> dict[str, Any]:
         """One optimizer step; returns its metrics record."""
         config = self.config
-        lr = warmup_cosine(step, config.steps, config.warmup, config.lr)
+        lr = self.task.learning_rate(step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         values = self._gradients(batch, step)
+        self.task.before_update(step, self.optimizer.param_groups)
         norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, config.clip)
         self.optimizer.step()
         if self.average:
@@ -226,8 +226,15 @@ class Trainer:
         self.task.after_step(step)
         epoch = self.task.epoch(step, config.batch_size) + 1
         record = {"step": step + 1, "epoch": epoch, "lr": lr, **values, "grad_norm": float(norm)}
-        self.record(record)
+        self._note(record)
         return record
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Record figures, and what the task has to say about them."""
+        self.record(record)
+        for remark in self.task.remarks(record):
+            self.record({"step": record["step"], "epoch": record["epoch"], **remark})
+            self.say(remark["text"])
 
     def _gradients(self, batch: list[Any], step: int) -> dict[str, float]:
         """Mean gradient over the parts of a batch and the processes; returns mean scalars."""
@@ -266,7 +273,7 @@ class Trainer:
         if not figures:
             return
         epoch = self.task.epoch(done - 1, self.config.batch_size) + 1
-        self.record({"event": "eval", "step": done, "epoch": epoch, **figures})
+        self._note({"event": "eval", "step": done, "epoch": epoch, **figures})
         self.say(f"step {done}, epoch {epoch}: {describe(figures)}")
         for table, rows in figures.items():
             if isinstance(rows, dict):
@@ -326,6 +333,7 @@ class Trainer:
                 "best": self.best,
             },
         )
+        task.saved(path, done)
 
     def interrupted(self, done: int) -> None:
         """Save and stop."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tk.train.embedder.report.history import Record, Series, best_of, events, number, series
-from tk.train.embedder.report.style import HELD, SOFT, TEST, TRAIN, LeftOut, new_figure
+from tk.train.embedder.report.style import HELD, SOFT, TEST, TRAIN, LeftOut, is_empty, new_figure
 
 _BINS = 300
 _PANELS = (
@@ -152,10 +152,7 @@ def _finish(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.grid(True)
-    if not axes.has_data():
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=SOFT)
-        axes.set_xticks([])
-        axes.set_yticks([])
+    if is_empty(axes):
         return
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if axes.get_legend_handles_labels()[0]:

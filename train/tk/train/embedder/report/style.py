@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -79,6 +80,16 @@ def png(figure: Figure) -> bytes:
         metadata={"Software": None},
     )
     return buffer.getvalue()
+
+
+def is_empty(axes: Axes) -> bool:
+    """Say whether a panel holds nothing; then it says so itself, without ticks."""
+    if axes.has_data():
+        return False
+    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=SOFT)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return True
 
 
 def short(name: str, longest: int = 28) -> str:
