@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.export.grounding.library import Library
 from tests.train.grounding.scenes import settings, write_shapes
 from tests.train.run.test_fit import same
@@ -158,7 +159,7 @@ def test_train__two_processes_equal_one(tmp_path: Path) -> None:
     write_shapes(tmp_path / "d")
     train_grounding(settings(tmp_path, steps=1))
     still: dict[str, Any] = dict(rotate=0, scale=1, colour=0.2, subset_share=0, word_share=0)
-    still |= dict(model=str(tmp_path / "run"), lr=1e-3, clip=1.0, any_share=0)
+    still |= dict(model=str(tmp_path / "run"), lr=1e-3, clip=1.0, any_share=0, half=True)
     one = settings(tmp_path, out=tmp_path / "one", **still)
     two = settings(tmp_path, out=tmp_path / "two", gpus=2, **still)
     train_grounding(one)
@@ -180,7 +181,13 @@ def test_train__two_processes_equal_one(tmp_path: Path) -> None:
     for own, other in zip(*records, strict=True):
         for key in ("loss", "grad_norm"):
             assert own[key] == pytest.approx(other[key], rel=1e-3), key
-    assert (two.out / "model" / "config.json").is_file()
+    stored = load_file(two.out / "model" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    opened = load_model(two.out / "model").network.state_dict()
+    for name, value in states[1]["model"].items():
+        if name in opened:
+            assert opened[name].dtype == value.dtype, name
+            assert torch.equal(opened[name], value.half().to(value.dtype)), name
 
 
 @pytest.mark.parametrize(

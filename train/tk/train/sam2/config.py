@@ -16,7 +16,7 @@ FOR_RANDOM_WEIGHTS: dict[str, Any] = {
     "ema_decay": 0.99,
     "focal_weight": 1.0,
     "all_masks": 1.0,
-    "inside_first": 0.2,
+    "inside_first": 0.3,
     "objects": 6,
 }
 """Defaults with `--model small`: there is nothing yet to be gentle with."""
@@ -85,10 +85,10 @@ class Sam2Config(TrainConfig):
         0.0,
         ge=0,
         le=1,
-        description="share of the steps in which only pixels of the box and its margin count, where "
-        "masks are drawn: random weights then first learn what an object is; afterwards half of the "
-        "Dice loss counts all pixels, from which they learn which object the box means; 0.2 if "
-        "small",
+        description="share of the steps in which only pixels of the box and its margin count, "
+        "where masks are drawn: random weights then first learn what an object is; afterwards "
+        "half of the Dice loss counts all pixels, which teaches which object the box means; 0: "
+        "all pixels always; 0.3 if small",
     )
     boxes_first: float = Field(
         0.0,
