@@ -13,6 +13,34 @@ import orjson
 import pytest
 
 import tk.runtime.records
+from tk.cli.demo import QUICK, Arch, steps
+
+
+def test_steps__shipped_models_are_exported_not_trained(tmp_path: Path) -> None:
+    own, shipped = (list(steps(tmp_path, QUICK, arch)) for arch in (Arch.compact, Arch.words))
+    assert own == list(steps(tmp_path, QUICK)), "compact is the default"
+    lines = [step.arguments for step in shipped]
+    assert [line[1] for line in lines if line[0] == "train"] == ["embedder"]
+    exported = [line[1] for line in lines if line[0] == "export"]
+    assert exported == [
+        *("tk/grounding-dino-tools", "tk/sam2-tools"),
+        str(tmp_path / "runs" / "embedder"),
+    ]
+    # The rest is the same, in the same order, but for the prompt.
+    left = [line for line in lines if line[0] not in ("train", "export")]
+    same = [step.arguments for step in own if step.arguments[0] not in ("train", "export")]
+    asked = [line for line in left if "--prompt" in line]
+    assert [line[:2] for line in asked] == [("annotate", asked[0][1]), ("bench", "annotator")]
+    assert [line[:-2] if line in asked else line for line in left] == same
+    for tool in ("wrench", "pliers", "cutters", "screwdriver", "brace", "opener"):
+        assert f"{tool} ." in asked[0][-1]
+
+
+def test_demo__unknown_arch_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tk.cli", "demo", "--arch", "yolo", "--out", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "grounding-dino-sam2" in done.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def run_demo(folder: Path) -> str:

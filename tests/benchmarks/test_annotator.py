@@ -21,6 +21,7 @@ from tk.benchmarks.timing import PeakMemory, Run, environment, percentile
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.files import sha256_file, write_json
+from tk.train.pretrained.hub import fetch
 
 STAGES = ("decode", "detect", "segment", "embed", "assign", "encode")
 
@@ -62,6 +63,19 @@ def test_source_of__foreign_checkpoint_is_refused(run_folder: Path, tmp_path: Pa
 def test_source_of__bundle_without_a_source_is_refused(run_folder: Path, tiny_world: Path) -> None:
     with pytest.raises(TkError, match="not made from the checkpoint given"):
         source_of(run_folder, tiny_world / "bundles" / "detector", "detector")
+
+
+def test_source_of__a_model_that_comes_with_tk_needs_no_run(tmp_path: Path) -> None:
+    folder = fetch("tk/grounding-dino-tools")
+    bundle = bundle_of(folder / "model.safetensors", tmp_path / "bundle")
+    manifest = Bundle.open(bundle).manifest
+    source = {**manifest.source, "name": "tk/grounding-dino-tools"}
+    write_json(bundle / MANIFEST, replace(manifest, source=source).to_json())
+    assert source_of(tmp_path / "runs" / "detector", bundle, "detector")[0] == folder
+    other = {**source, "sha256": "0" * 64}
+    write_json(bundle / MANIFEST, replace(manifest, source=other).to_json())
+    with pytest.raises(TkError, match="not made from the checkpoint given"):
+        source_of(tmp_path / "runs" / "detector", bundle, "detector")
 
 
 def test_source_of__empty_run_is_refused(tmp_path: Path, tiny_world: Path) -> None:

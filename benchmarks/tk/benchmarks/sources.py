@@ -29,7 +29,8 @@ def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
     """Find what a bundle was made from.
 
     Args:
-        run: a run folder of `tk train`, a checkpoint, or a Hugging Face folder.
+        run: a run folder of `tk train`, a checkpoint, or a Hugging Face folder; may be missing when
+            the bundle is of a model that comes with tk.
         bundle: what `tk export` made of it.
         task: of both.
 
@@ -40,19 +41,17 @@ def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
         TkError: nothing there, or the bundle was made from something else.
     """
     from tk.export.write import identity
-    from tk.train.pretrained.load import RESULT
 
-    candidates = [run] if run.is_file() else [run / name for name in CHECKPOINTS]
-    there = [path for path in candidates if path.is_file()]
-    there += [path for path in (run, run / RESULT) if (path / "config.json").is_file()]
+    opened = Bundle.open(bundle, task)
+    facts = opened.manifest.source
+    there = _candidates(run, str(facts.get("name") or facts.get("model_id")))
     if not there:
         raise TkError(
             f"{run} holds no checkpoint",
             expected=" or ".join(CHECKPOINTS) + ", or a Hugging Face folder with config.json",
             fix="--source takes the folder with the runs detector/, segmenter/ and embedder/",
         )
-    opened = Bundle.open(bundle, task)
-    wanted = str(opened.manifest.source.get("sha256", ""))
+    wanted = str(facts.get("sha256", ""))
     hashes = {path: str(identity(path)["sha256"]) for path in there}
     for path, digest in hashes.items():
         # Of a folder, an export names all of it or its only file of weights.
@@ -65,6 +64,18 @@ def source_of(run: Path, bundle: Path, task: str) -> tuple[Path, Bundle]:
         found=", ".join(f"{path.name} {digest[:12]}…" for path, digest in hashes.items()),
         fix=f"tk export {run} {bundle} --images DIR --overwrite",
     )
+
+
+def _candidates(run: Path, exported: str) -> list[Path]:
+    """Checkpoints and model folders in `run`; and the model `exported` if it comes with tk."""
+    from tk.train.pretrained.hub import shipped
+    from tk.train.pretrained.load import RESULT
+
+    files = [run] if run.is_file() else [run / name for name in CHECKPOINTS]
+    there = [path for path in files if path.is_file()]
+    there += [path for path in (run, run / RESULT) if (path / "config.json").is_file()]
+    own = shipped(exported)
+    return there if own is None else [*there, own]
 
 
 def open_models(runs: Path, bundles: Path, text: TextOptions) -> TorchModels:

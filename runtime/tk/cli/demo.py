@@ -7,8 +7,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,20 @@ FULL = Scale(600, 60, 40, 450, 900, 7, 8)
 QUICK = Scale(60, 16, 4, 120, 150, 2, 2)
 
 
+class Arch(str, Enum):
+    """What finds and cuts out: models trained here, or shipped weights of the published kind."""
+
+    compact = "compact"
+    words = "grounding-dino-sam2"
+
+
+SHIPPED = {"detector": "tk/grounding-dino-tools", "segmenter": "tk/sam2-tools"}
+"""Small models that come with tk; `README.md` beside their weights says how they were made."""
+
+PROMPT = "wrench . pliers . cutters . screwdriver . brace . opener ."
+"""Last words of the names of the eleven generated tools."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One command and the folder that it makes."""
@@ -56,7 +71,7 @@ class Step:
         return shlex.join(("tk", *self.arguments))
 
 
-def steps(out: Path, scale: Scale) -> Iterator[Step]:
+def steps(out: Path, scale: Scale, arch: Arch = Arch.compact) -> Iterator[Step]:
     """Yield the commands of the demo, in order."""
     scenes, runs, bundles, gallery = (
         out / name for name in ("scenes", "runs", "bundles", "gallery")
@@ -77,6 +92,47 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
             *("data", "synth", folder, "--kind", "tools", "--images", number),
             *("--size", size, "--seed", seed, "--workers", 2),
         )
+    if arch is Arch.compact:
+        yield from _compact_trainings(train, runs, scale, step)
+    yield step(
+        runs / "embedder",
+        *("train", "embedder", "--data_root", train / "crops", "--out_dir", runs / "embedder"),
+        *("--model_id", "test_resnet", "--no-pretrained", "--img_size", 96),
+        *("--crop_mode", "mask", "--batch", 32, "--lr", 3e-3, "--margin_warmup", 0.8),
+        *("--val_split", 0.1, "--test_split", 0, "--precision", "auto"),
+        *("--epochs", scale.embedder),
+    )
+    ready: dict[str, str] = SHIPPED if arch is Arch.words else {}
+    for task in ("detector", "segmenter", "embedder"):
+        images = train / "crops" if task == "embedder" else train / "images"
+        source = ready.get(task, runs / task)
+        yield step(bundles / task, "export", source, bundles / task, "--images", images)
+    yield step(
+        gallery,
+        *("gallery", "build", scenes / "references" / "crops", gallery),
+        *("--embedder", bundles / "embedder", "--segmenter", bundles / "segmenter"),
+    )
+    results = out / "out"
+    prompt = ("--prompt", PROMPT) if arch is Arch.words else ()
+    yield step(
+        results,
+        *("annotate", held_out / "images", results, "--bundles", bundles, "--gallery", gallery),
+        *prompt,
+    )
+    yield step(results / "report.html", "report", results)
+    yield step(
+        out / "bench",
+        *("bench", "annotator", out / "bench", "--images", held_out / "images"),
+        *("--bundles", bundles, "--gallery", gallery, "--source", runs),
+        *("--truth", held_out / "annotations.json", "--predictions", results / "predictions.json"),
+        *("--limit", scale.bench, "--repeats", 2),
+        *prompt,
+    )
+
+
+def _compact_trainings(
+    train: Path, runs: Path, scale: Scale, step: Callable[..., Step]
+) -> Iterator[Step]:
     yield step(
         runs / "detector",
         *("train", "detector", "--data", train, "--out", runs / "detector"),
@@ -88,38 +144,9 @@ def steps(out: Path, scale: Scale) -> Iterator[Step]:
         *("train", "segmenter", "--data", train, "--out", runs / "segmenter"),
         *("--precision", "auto", "--steps", scale.segmenter),
     )
-    yield step(
-        runs / "embedder",
-        *("train", "embedder", "--data_root", train / "crops", "--out_dir", runs / "embedder"),
-        *("--model_id", "test_resnet", "--no-pretrained", "--img_size", 96),
-        *("--crop_mode", "mask", "--batch", 32, "--lr", 3e-3, "--margin_warmup", 0.8),
-        *("--val_split", 0.1, "--test_split", 0, "--precision", "auto"),
-        *("--epochs", scale.embedder),
-    )
-    for task in ("detector", "segmenter", "embedder"):
-        images = train / "crops" if task == "embedder" else train / "images"
-        yield step(bundles / task, "export", runs / task, bundles / task, "--images", images)
-    yield step(
-        gallery,
-        *("gallery", "build", scenes / "references" / "crops", gallery),
-        *("--embedder", bundles / "embedder", "--segmenter", bundles / "segmenter"),
-    )
-    results = out / "out"
-    yield step(
-        results,
-        *("annotate", held_out / "images", results, "--bundles", bundles, "--gallery", gallery),
-    )
-    yield step(results / "report.html", "report", results)
-    yield step(
-        out / "bench",
-        *("bench", "annotator", out / "bench", "--images", held_out / "images"),
-        *("--bundles", bundles, "--gallery", gallery, "--source", runs),
-        *("--truth", held_out / "annotations.json", "--predictions", results / "predictions.json"),
-        *("--limit", scale.bench, "--repeats", 2),
-    )
 
 
-def run_steps(out: Path, scale: Scale) -> None:
+def run_steps(out: Path, scale: Scale, arch: Arch = Arch.compact) -> None:
     """Run what is not finished yet; stop at the first command that fails.
 
     A step counts as finished when its very command line finished before, what it makes is still
@@ -130,7 +157,7 @@ def run_steps(out: Path, scale: Scale) -> None:
     done: list[str] = []
     fresh = True
     started = time.monotonic()
-    for step in steps(out, scale):
+    for step in steps(out, scale, arch):
         print(f"\n$ {step.line}", flush=True)
         fresh = fresh and step.line in finished and step.makes.exists()
         if fresh:
@@ -148,6 +175,7 @@ def run_steps(out: Path, scale: Scale) -> None:
         f"  {out}/bench/results.md       speed against PyTorch, equality, quality (printed above)\n"
         f"Now your own photos: tk annotate PHOTOS OUT --bundles {out}/bundles "
         f"--gallery {out}/gallery"
+        + (f" --prompt {shlex.quote(PROMPT)}" if arch is Arch.words else "")
     )
 
 
@@ -171,6 +199,13 @@ def demo(
         bool,
         typer.Option("--quick", help="A look at the mechanics in a minute or two; poor results."),
     ] = False,
+    arch: Annotated[
+        Arch,
+        typer.Option(
+            help="compact: all three models are trained here; grounding-dino-sam2: small models of "
+            "these kinds that come with tk find tools by words and cut them out, less well."
+        ),
+    ] = Arch.compact,
 ) -> None:
     """Run the whole chain on generated scenes: draw, train, export, annotate, report, compare.
 
@@ -179,13 +214,15 @@ def demo(
     """
     from tk.runtime.errors import EnvironmentLacks
 
-    lacks = [name for name in ("torch", "timm", "onnx", "onnxruntime", "faiss") if not _has(name)]
+    needed = ["torch", "timm", "onnx", "onnxruntime", "faiss"]
+    needed += ["transformers"] if arch is Arch.words else []
+    lacks = [name for name in needed if not _has(name)]
     if lacks:
         raise EnvironmentLacks(
             f"the demo trains and exports; missing: {', '.join(lacks)}",
             fix="pip install 'tk-vision[cpu,train,export]', or `make demo`",
         )
-    run_steps(out, QUICK if quick else FULL)
+    run_steps(out, QUICK if quick else FULL, arch)
 
 
 def _has(module: str) -> bool:

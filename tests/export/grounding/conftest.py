@@ -57,6 +57,14 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def free_mm_bundle(shallow: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MM-GroundingDINO whose prompt is an option."""
+    out = tmp_path_factory.mktemp("free_mm") / "detector"
+    write_bundle(open_source(shallow, 2, size=CANVAS), out, photos)
+    return out
+
+
+@pytest.fixture(scope="session")
 def baked_bundle(shallow: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MM-GroundingDINO with one prompt as constants."""
     out = tmp_path_factory.mktemp("baked") / "detector"

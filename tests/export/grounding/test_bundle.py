@@ -67,6 +67,22 @@ def test_free__equals_the_library(
     assert counts[0] > counts[1] > 0 and counts[-1] == 0
 
 
+def test_free__mm_grounding_dino_equals_the_library(free_mm_bundle: Path, shallow: Path) -> None:
+    """Its class heads divide by the root of the width and have a bias: another graph."""
+    bundle = Bundle.open(free_mm_bundle, "detector")
+    assert bundle.manifest.source["model_type"] == "mm-grounding-dino"
+    library = Library(shallow)
+    for prompt in ("tool.", "wrench . red pliers . a screwdriver."):
+        outputs = library.forward(bundle.manifest.image, IMAGES, prompt)
+        counts = []
+        for box_threshold, text_threshold in ((0.25, 0.25), (0.35, 0.4), (1.0, 0.25)):
+            options = DetectorOptions(box_threshold, nms_iou=1.0, most=10_000)
+            detector = TextDetector(bundle, options, TextOptions(prompt, text_threshold))
+            expected = library.answers(outputs, IMAGES, box_threshold, text_threshold)
+            counts.append(_same(detector.detect(IMAGES), expected))
+        assert counts[0] >= counts[1] > 0 and counts[-1] == 0, counts
+
+
 def test_baked__equals_the_library(baked_bundle: Path, shallow: Path) -> None:
     bundle = Bundle.open(baked_bundle, "detector")
     assert list(bundle.manifest.parts) == ["model"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.export.grounding.library import Library
 from tests.train.grounding.scenes import settings, write_shapes
 from tests.train.run.test_fit import same
@@ -144,17 +145,49 @@ def test_train__starts_from_a_model_folder(tmp_path: Path) -> None:
     assert not any(name.startswith("model.text_backbone") for name in changed)
 
 
+KEY_BIASES = ("qkv.bias", "k_proj.bias", "key.bias", "in_proj_bias")
+"""A softmax does not feel them: their gradient is rounding, which Adam makes as large as any."""
+
+
 @pytest.mark.slow
-def test_train__two_processes(tmp_path: Path) -> None:
-    """Every weight gets a gradient, or the processes would wait for each other."""
+def test_train__two_processes_equal_one(tmp_path: Path) -> None:
+    """Every weight gets a gradient, or the processes would wait for each other; it is the same.
+
+    The start is a folder: with random weights batch norms are live and the dense losses are divided
+    by the places that were chosen, and each process has its own of both.
+    """
     write_shapes(tmp_path / "d")
-    still: dict[str, Any] = dict(rotate=0, scale=1, colour=0, mirror=False, subset_share=0)
-    config = settings(tmp_path, out=tmp_path / "two", gpus=2, **still)
-    train_grounding(config)
-    state = load_checkpoint(tmp_path / "two" / "checkpoint_last.pth", "grounding-dino")
-    assert len(state["rng"]) == 2 and (tmp_path / "two" / "model" / "config.json").is_file()
-    records = [r for r in RunFolder(config.out).read_metrics() if "loss" in r]
-    assert len(records) == 3 and all(np.isfinite(r["grad_norm"]) for r in records)
+    train_grounding(settings(tmp_path, steps=1))
+    still: dict[str, Any] = dict(rotate=0, scale=1, colour=0.2, subset_share=0, word_share=0)
+    still |= dict(model=str(tmp_path / "run"), lr=1e-3, clip=1.0, any_share=0, half=True)
+    one = settings(tmp_path, out=tmp_path / "one", **still)
+    two = settings(tmp_path, out=tmp_path / "two", gpus=2, **still)
+    train_grounding(one)
+    train_grounding(two)
+    states = [
+        load_checkpoint(run.out / "checkpoint_last.pth", "grounding-dino") for run in (one, two)
+    ]
+    assert [len(state["rng"]) for state in states] == [1, 2]
+    first = load_model(tmp_path / "run" / "model").network.state_dict()
+    moved = 0
+    for name, value in states[0]["model"].items():
+        if name.endswith(KEY_BIASES):
+            continue
+        assert torch.allclose(value, states[1]["model"][name], rtol=1e-3, atol=5e-5), name
+        moved += not torch.equal(value, first[name])
+    assert moved > 100
+    records = [[r for r in RunFolder(run.out).read_metrics() if "loss" in r] for run in (one, two)]
+    assert len(records[0]) == 3
+    for own, other in zip(*records, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert own[key] == pytest.approx(other[key], rel=1e-3), key
+    stored = load_file(two.out / "model" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    opened = load_model(two.out / "model").network.state_dict()
+    for name, value in states[1]["model"].items():
+        if name in opened:
+            assert opened[name].dtype == value.dtype, name
+            assert torch.equal(opened[name], value.half().to(value.dtype)), name
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tk.train.sam2.loss import (
     Predictions,
     Weights,
     dice_loss,
+    drawn_regions,
     filled_boxes,
     focal_loss,
     measured_iou,
@@ -148,3 +149,42 @@ def test_filled_boxes__cover_what_a_fine_drawing_covers() -> None:
         drawn[box[1] : box[3], box[0] : box[2]] = 1
         expected = torch.nn.functional.avg_pool2d(drawn[None, None], 4)[0, 0]
         torch.testing.assert_close(share, expected)
+
+
+def test_loss__of_a_region_is_the_loss_of_its_pixels_cut_out() -> None:
+    found, target = case(absent=False)
+    region = torch.zeros(5, 16, 16)
+    region[:, 3:11, 5:15] = 1
+    own = sam2_loss(found, target, Weights(), 0.5, region)
+    cut = Predictions(found.logits[..., 3:11, 5:15], found.iou, found.score)
+    expected = sam2_loss(cut, target[:, 3:11, 5:15], Weights(), 0.5)
+    assert own.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(own[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
+    (gradient,) = torch.autograd.grad(own["loss"], found.logits)
+    inside = gradient[..., 3:11, 5:15]
+    assert inside.abs().sum() > 0
+    assert gradient.abs().sum() == pytest.approx(float(inside.abs().sum()), rel=1e-6)
+
+    both = sam2_loss(found, target, Weights(), 0.5, region, elsewhere=True)
+    whole = sam2_loss(found, target, Weights(), 0.5)
+    assert float(both["focal"].detach()) == float(own["focal"].detach())
+    # The best mask may be another one where all pixels count; the mean of all three is no matter.
+    spread = [
+        sam2_loss(found, target, Weights(), 1.0, *more)["dice"].detach().item()
+        for more in ((region, True), (region,), ())
+    ]
+    assert spread[0] == pytest.approx((spread[1] + spread[2]) / 2, rel=1e-6)
+    assert float(whole["dice"].detach()) != float(own["dice"].detach())
+
+
+def test_drawn_regions__hold_what_the_runtime_draws() -> None:
+    """A margin of a tenth of the longer side, and cells that are only touched."""
+    boxes = torch.tensor([[16.0, 16, 48, 24], [0, 0, 8, 8], [58, 60, 64, 64]])
+    found = drawn_regions(boxes, 64, 16)  # cells of 4 pixels
+    # 12.8..51.2 x 12.8..27.2; -0.8..8.8; 57.4.. x 59.4..
+    expected = torch.zeros(3, 16, 16)
+    expected[0, 3:7, 3:13] = 1
+    expected[1, :3, :3] = 1
+    expected[2, 14:, 14:] = 1
+    assert torch.equal(found, expected)

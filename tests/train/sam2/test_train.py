@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,8 +149,9 @@ def test_train__from_a_folder_with_its_encoder_frozen(tmp_path: Path) -> None:
     config = settings(
         tmp_path, model=str(tmp_path / "start"), freeze_encoder=True, loss_scale=2, steps=3
     )
-    assert (config.lr, config.focal_weight, config.boxes_first) == (2e-5, 20, 0)
-    assert (settings(tmp_path).lr, settings(tmp_path, lr=1.0).lr) == (1e-3, 1.0)
+    assert (config.lr, config.focal_weight, config.inside_first) == (2e-5, 20, 0)
+    own = settings(tmp_path)
+    assert (own.lr, own.inside_first, settings(tmp_path, lr=1.0).lr) == (1.5e-3, 0.3, 1.0)
     train_sam2(config.model_copy(update={"lr": 1e-2}))
     after = load_file(config.out / "model" / "model.safetensors")
     kept = json.loads((config.out / "model" / "preprocessor_config.json").read_text())
@@ -264,30 +263,34 @@ def test_config__random_features_are_not_frozen(tmp_path: Path) -> None:
         settings(tmp_path, freeze_encoder=True)
 
 
-DISTRIBUTED = """
-import sys
-from pathlib import Path
-from tests.train.sam2.scenes import save_model, settings
-from tk.train.sam2.train import train_sam2
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    train_sam2(settings(folder, model=str(folder / "start"), gpus=2, steps=2))
-"""
+KEY_BIASES = ("qkv.bias", "k_proj.bias", "key.bias", "in_proj_bias")
+"""A softmax does not feel them: their gradient is rounding, which Adam makes as large as any."""
 
 
-def test_train__two_processes(tmp_path: Path) -> None:
-    """No parameter waits for a gradient that never comes; both see the same model."""
+def test_train__two_processes_equal_one(tmp_path: Path) -> None:
+    """No parameter waits for a gradient that never comes, and the gradient is the same."""
     write_scenes(tmp_path / "d")
     save_model(tmp_path / "start")
-    script = tmp_path / "go.py"
-    script.write_text(DISTRIBUTED)
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    same: dict[str, Any] = dict(
+        model=str(tmp_path / "start"), steps=3, lr=1e-3, colour=0.1, jitter=0.0
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    one = settings(tmp_path, out=tmp_path / "one", **same)
+    two = settings(tmp_path, out=tmp_path / "two", gpus=2, **same)
+    train_sam2(one)
+    train_sam2(two)
+    states = [load_checkpoint(run.out / "checkpoint_last.pth", "sam2") for run in (one, two)]
+    assert [len(state["rng"]) for state in states] == [1, 2]
+    before = open_model(str(tmp_path / "start"), 0)[0].state_dict()
+    moved = 0
+    for name, value in states[0]["model"].items():
+        if name.endswith(KEY_BIASES):
+            continue
+        assert torch.allclose(value, states[1]["model"][name], rtol=1e-3, atol=2e-5), name
+        moved += not torch.equal(value, before[name])
+    assert moved > 100
+    records = [[r for r in RunFolder(run.out).read_metrics() if "loss" in r] for run in (one, two)]
+    assert len(records[0]) == 3
+    for own, other in zip(*records, strict=True):
+        for key in ("loss", "dice", "iou", "grad_norm"):
+            assert own[key] == pytest.approx(other[key], rel=1e-3), key
+    assert (two.out / "model" / "model.safetensors").is_file()

@@ -47,6 +47,7 @@ ACCEPTED = (
     "a run folder or checkpoint of tk train, or its --export-backbone file; "
     "a Hugging Face folder, .safetensors file with "
     f"config.json beside it, or hub id (ORGANISATION/MODEL) of {', '.join(MODEL_TYPES)}; "
+    "tk/grounding-dino-tools or tk/sam2-tools, which come with tk; "
     "an original SAM-2 .pt file (--sam2-cfg names its configuration)"
 )
 
@@ -105,7 +106,8 @@ def _folder(path: Path, called: str) -> Source:
         if (path / name).is_file():
             return _checkpoint(path / name, called)
     if (path / "config.json").is_file():
-        return Source(path, _task_of(path), name=called, licence=licence_of(path))
+        task, canvas = _task_of(path), _trained_canvas(path)
+        return Source(path, task, canvas, name=called, licence=licence_of(path))
     raise TkError(
         f"{path} holds nothing that can be exported",
         expected=ACCEPTED,
@@ -168,10 +170,15 @@ def _trained_model(checkpoint: Path, task: str, called: str) -> Source:
             expected=f"{RESULT}/config.json, which the end of a training writes",
             fix="go on with it: the same tk train command with --resume last",
         )
-    facts: Any = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else {}
-    side = facts.get("size")  # of the canvas that it was trained on
-    canvas = (int(side), int(side)) if side else None
+    canvas = _trained_canvas(folder)
     return Source(folder, task, canvas, name=called, licence=licence_of(folder))
+
+
+def _trained_canvas(folder: Path) -> tuple[int, int] | None:
+    """Canvas that a training of tk notes in the folder it leaves."""
+    facts: Any = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else {}
+    side = facts.get("size") if isinstance(facts, dict) else None
+    return (int(side), int(side)) if side else None
 
 
 def _plain_content(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class GroundingConfig(TrainConfig):
     """Options of `tk train detector --arch grounding-dino`."""
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
-        "Architecture": ("arch", "model"),
+        "Architecture": ("arch", "model", "half"),
         "Phrases": (
             *("single_class", "any_word", "any_share", "word_share", "subset_share", "shuffle"),
         ),
@@ -41,6 +41,7 @@ class GroundingConfig(TrainConfig):
     model: str = Field(
         SMALL, description="hub id or folder to start from; small: a small one, random weights"
     )
+    half: bool = Field(False, description="write OUT/model in float16, half the size")
     size: int = Field(
         256, ge=64, multiple_of=32, description="side of the canvas in pixels; fine-tuning: 800"
     )

@@ -161,7 +161,12 @@ def _pretrained(folder: Path) -> Any:
 
 
 def write_model(
-    folder: Path, start: Start, weights: dict[str, Tensor], facts: dict[str, Any]
+    folder: Path,
+    start: Start,
+    weights: dict[str, Tensor],
+    facts: dict[str, Any],
+    *,
+    half: bool,
 ) -> None:
     """Write a Hugging Face folder, whole or not at all.
 
@@ -170,6 +175,7 @@ def write_model(
         start: what the training began with.
         weights: state dict of the trained `start.network`.
         facts: go into `training.json`; `size` is the side of the canvas in pixels.
+        half: write the weights in float16.
     """
     network = build(start.network.config)
     kept = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
@@ -178,6 +184,8 @@ def write_model(
         # Heads that share a tensor have several names in a state dict, and an average one only.
         for name, parameter in network.named_parameters():
             parameter.copy_(kept[name])
+    if half:
+        network.half()
     with quiet(), atomic_folder(folder, overwrite=True) as temporary:
         network.save_pretrained(temporary)
         start.words.save_pretrained(temporary)

@@ -209,9 +209,10 @@ def write_result(task: GroundingTask, best: Path, record: Callable[[dict[str, An
         "classes": list(task.classes),
         "prompt": " . ".join(name for name, _ in task.book.names) + " .",
         "start": task.config.model,
+        "half": task.config.half,
         "best": state["best"],
     }
     file = folder / FACTS
     if not is_main() or (file.is_file() and read_json(file) == facts):
         return
-    write_model(folder, task.start, result_weights(state, "model"), facts)
+    write_model(folder, task.start, result_weights(state, "model"), facts, half=task.config.half)

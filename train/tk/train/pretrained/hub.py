@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: from its cache on this machine, else from the network."""
+"""Models by id: shipped with tk, in the hub's cache on this machine, else from the network."""
 
 from __future__ import annotations
 
@@ -16,24 +16,38 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 WEIGHTS = ("*.safetensors", "*.bin")
 """Safe tensors first: `.bin` files are fetched only from a repository that has no others."""
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""Folders of small trained models, `tk/NAME` each; their README.md says how they were made."""
+
 LOCAL_FIX = "give a local folder with its config.json and weights"
 
 
 def is_hub_id(given: str) -> bool:
     """Whether a text reads `organisation/model` and cannot be a path with a missing last part."""
+    if shipped(given) is not None:
+        return True
     return HUB_ID.fullmatch(given) is not None and not Path(given).parent.exists()
 
 
+def shipped(given: str) -> Path | None:
+    """Folder of a model that comes with tk, such as `tk/sam2-tools`; None for any other text."""
+    names = {f"tk/{folder.parent.name}": folder.parent for folder in SHIPPED.glob("*/config.json")}
+    return names.get(given)
+
+
 def fetch(hub_id: str) -> Path:
-    """Folder of a hub model on this machine, fetched once if it must be.
+    """Folder of a model on this machine, fetched once from the hub if it must be.
 
     Args:
-        hub_id: `organisation/model`.
+        hub_id: `organisation/model`; of `tk`, what was shipped is taken.
 
     Raises:
         EnvironmentLacks: no network, or huggingface_hub is not installed.
         TkError: the hub has no such model, or does not give it without a token.
     """
+    own = shipped(hub_id)
+    if own is not None:
+        return own
     try:
         import huggingface_hub
     except ModuleNotFoundError:

@@ -12,11 +12,12 @@ SMALL = "small"
 """Value of `model` that asks for random weights."""
 
 FOR_RANDOM_WEIGHTS: dict[str, Any] = {
-    "lr": 1e-3,
+    "lr": 1.5e-3,
     "ema_decay": 0.99,
-    "focal_weight": 2.0,
+    "focal_weight": 1.0,
     "all_masks": 1.0,
-    "boxes_first": 0.15,
+    "inside_first": 0.3,
+    "objects": 6,
 }
 """Defaults with `--model small`: there is nothing yet to be gentle with."""
 
@@ -32,7 +33,7 @@ class Sam2Config(TrainConfig):
         ),
         "Loss": (
             *("focal_weight", "dice_weight", "iou_weight", "object_weight"),
-            *("all_masks", "boxes_first", "loss_scale"),
+            *("all_masks", "inside_first", "boxes_first", "loss_scale"),
         ),
         **TrainConfig.sections,
     }
@@ -56,7 +57,7 @@ class Sam2Config(TrainConfig):
     )
     half: bool = Field(False, description="write OUT/model in float16, half the size")
 
-    objects: int = Field(4, ge=1, description="objects of a picture in one sample")
+    objects: int = Field(4, ge=1, description="objects of a picture in one sample; 6 if small")
     jitter: float = Field(
         0.06, ge=0, lt=0.5, description="largest error of a training box, share of its sides"
     )
@@ -69,7 +70,7 @@ class Sam2Config(TrainConfig):
     val_split: float = Field(0.1, ge=0, lt=1, description="share of the images held out")
     ram_gb: float = Field(2.0, ge=0, description="images kept in memory; the others are read again")
 
-    focal_weight: float = Field(20.0, ge=0, description="of the focal loss of a mask; 2 if small")
+    focal_weight: float = Field(20.0, ge=0, description="of the focal loss of a mask; 1 if small")
     dice_weight: float = Field(1.0, ge=0, description="of the Dice loss of a mask")
     iou_weight: float = Field(1.0, ge=0, description="of the error of the predicted IoU")
     object_weight: float = Field(1.0, ge=0, description="of the object score")
@@ -80,12 +81,21 @@ class Sam2Config(TrainConfig):
         description="share of the mask loss that all three masks of a box have, not the best "
         "alone: with little data the model does not learn to tell which is best; 1 if small",
     )
+    inside_first: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps in which only pixels of the box and its margin count, "
+        "where masks are drawn: random weights then first learn what an object is; afterwards "
+        "half of the Dice loss counts all pixels, which teaches which object the box means; 0: "
+        "all pixels always; 0.3 if small",
+    )
     boxes_first: float = Field(
         0.0,
         ge=0,
         le=1,
         description="share of the steps in which filled boxes are the masks to learn: random "
-        "weights then learn sooner to look into the box; 0.15 if small",
+        "weights then learn sooner where the box is",
     )
     loss_scale: Literal[1, 2, 4] = Field(
         1,
@@ -95,7 +105,7 @@ class Sam2Config(TrainConfig):
 
     steps: int = Field(2000, ge=1, description="optimizer steps of the whole run")
     batch_size: int = Field(4, ge=1, description="pictures per step")
-    lr: float = Field(2e-5, gt=0, description="peak learning rate; 1e-3 if --model small")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate; 1.5e-3 if --model small")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
     @model_validator(mode="before")

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tk.runtime.heads.segmenter import REGION_MARGIN
+
 ALPHA, GAMMA = 0.25, 2.0
 """Weight of object pixels in the focal loss, and how little easy pixels count."""
 
@@ -46,12 +48,13 @@ class Predictions:
         return replace(self, logits=logits)
 
 
-def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
     """Focal loss of each mask, mean over its pixels.
 
     Args:
         logits: (N, M, h, w) float32.
         target: (N, 1, h, w) float32 0..1, share of the pixel that the object covers.
+        region: (N, 1, h, w) float32 0 or 1, pixels that count; None: all.
 
     Returns:
         (N, M) float32.
@@ -61,19 +64,29 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     share = logits.sigmoid()
     right = share * target + (1 - share) * (1 - target)
     balance = ALPHA * target + (1 - ALPHA) * (1 - target)
-    return (balance * (1 - right) ** GAMMA * entropy).flatten(2).mean(dim=2)
+    losses = (balance * (1 - right) ** GAMMA * entropy).flatten(2)
+    if region is None:
+        return losses.mean(dim=2)
+    counted = region.flatten(2)
+    return (losses * counted).sum(dim=2) / counted.sum(dim=2).clamp(min=1)
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
     """1 - Dice of each mask; arguments and result as `focal_loss`."""
-    share, target = logits.sigmoid().flatten(2), target.flatten(2)
+    share = logits.sigmoid()
+    if region is not None:
+        share, target = share * region, target * region
+    share, target = share.flatten(2), target.flatten(2)
     shared = (share * target).sum(dim=2)
     return 1 - (2 * shared + 1) / (share.sum(dim=2) + target.sum(dim=2) + 1)
 
 
-def measured_iou(logits: Tensor, target: Tensor) -> Tensor:
+def measured_iou(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
     """IoU of `logits > 0` with pixels covered by half or more, `(N, M) float32`; empty ones: 0."""
-    found, true = (logits > 0).flatten(2), (target >= 0.5).flatten(2)
+    found, true = logits > 0, target >= 0.5
+    if region is not None:
+        found, true = found & (region > 0), true & (region > 0)
+    found, true = found.flatten(2), true.flatten(2)
     shared = (found & true).sum(dim=2).float()
     return shared / (found | true).sum(dim=2).float().clamp(min=1)
 
@@ -100,8 +113,24 @@ def filled_boxes(boxes: Tensor, canvas: int, cells: int) -> Tensor:
     return down[:, :, None] * across[:, None, :]
 
 
+def drawn_regions(boxes: Tensor, canvas: int, cells: int) -> Tensor:
+    """Where the runtime draws a mask: the box, its margin, and every cell that they touch.
+
+    Arguments and result as `filled_boxes`, 0 or 1.
+    """
+    longer = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
+    margin = REGION_MARGIN * longer
+    grown = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
+    return (filled_boxes(grown, canvas, cells) > 0).float()
+
+
 def sam2_loss(
-    found: Predictions, target: Tensor, weights: Weights, spread: float = 0.0
+    found: Predictions,
+    target: Tensor,
+    weights: Weights,
+    spread: float = 0.0,
+    region: Tensor | None = None,
+    elsewhere: bool = False,
 ) -> dict[str, Tensor]:
     """Loss of a batch of boxes, each weighing the same.
 
@@ -111,14 +140,19 @@ def sam2_loss(
             its score learns.
         weights: of the terms.
         spread: 0: the best mask of a box learns alone; 1: all do alike.
+        region: (N, h, w) float32 0 or 1, pixels that count; None: all.
+        elsewhere: half of the Dice loss counts all pixels all the same.
 
     Returns:
         `loss` and its terms before weighting, and `overlap`, the IoU of the masks that a user
         would get (those of the highest predicted IoU).
     """
     target = target[:, None]
-    focal, dice = focal_loss(found.logits, target), dice_loss(found.logits, target)
-    overlap = measured_iou(found.logits.detach(), target)
+    region = None if region is None else region[:, None]
+    focal, dice = focal_loss(found.logits, target, region), dice_loss(found.logits, target, region)
+    if elsewhere:
+        dice = (dice + dice_loss(found.logits, target)) / 2
+    overlap = measured_iou(found.logits.detach(), target, region)
     errors = (found.iou - overlap).abs().mean(dim=1)
     best = (weights.focal * focal + weights.dice * dice).argmin(dim=1, keepdim=True)
 

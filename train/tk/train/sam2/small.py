@@ -47,6 +47,9 @@ def small_config(side: int) -> LibraryConfig:
         "backbone_channel_list": list(WIDTHS[::-1]),
         "backbone_feature_sizes": [[side // step, side // step] for step in (4, 8, 16)],
         "fpn_hidden_size": HIDDEN,
+        "fpn_top_down_levels": [0, 1, 2, 3],
+        "fpn_kernel_size": 3,
+        "fpn_padding": 1,
     }
     return LibraryConfig(
         vision_config=vision,

@@ -23,7 +23,7 @@ from tk.train.run.loop import fit, prepare
 from tk.train.run.task import TrainTask
 from tk.train.sam2.config import Sam2Config
 from tk.train.sam2.data import CanvasStore, Sample, make_sample
-from tk.train.sam2.loss import Weights, filled_boxes, sam2_loss
+from tk.train.sam2.loss import Weights, drawn_regions, filled_boxes, sam2_loss
 from tk.train.sam2.model import freeze, predict, side_of, write_model
 from tk.train.sam2.open import open_model
 from tk.train.sam2.segment import scene_overlaps
@@ -91,7 +91,11 @@ class Sam2Task(TrainTask):
         weights = Weights(
             config.focal_weight, config.dice_weight, config.iou_weight, config.object_weight
         )
-        return sam2_loss(found, target, weights, config.all_masks)
+        region = None
+        if config.inside_first:
+            region = drawn_regions(boxes.flatten(0, 1), self.image_spec.width, target.shape[-1])
+        elsewhere = step >= config.inside_first * config.steps
+        return sam2_loss(found, target, weights, config.all_masks, region, elsewhere)
 
     def evaluate(self) -> dict[str, float]:
         """Mean IoU of the masks of true boxes, at the resolution of the held-out images."""
