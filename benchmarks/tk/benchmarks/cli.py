@@ -248,41 +248,6 @@ def int8(
         print(f"results: {out}/results.md, results.json")
 
 
-def _print_json(results: dict[str, Any]) -> None:
-    """Print everything but the raw samples."""
-    import orjson
-
-    shown = {key: value for key, value in results.items() if key != "runs"}
-    print(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
-
-
-def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Print the results of chains; chains that find different things are a failed check."""
-    from tk.benchmarks.report import table
-    from tk.runtime.errors import CheckFailed
-
-    if as_json:
-        _print_json(results)
-    else:
-        print("\n".join(table(results)))
-        print(f"results: {out}/results.md, results.json, results.csv, stages.png")
-    if results["problems"]:
-        raise CheckFailed("the chains do not find the same", found="; ".join(results["problems"]))
-
-
-def _need(*modules: str) -> None:
-    from importlib import util
-
-    from tk.runtime.errors import EnvironmentLacks
-
-    if missing := [name for name in modules if util.find_spec(name) is None]:
-        raise EnvironmentLacks(
-            "tk bench runs PyTorch, which is not installed whole",
-            found=f"no {', '.join(missing)}",
-            fix="pip install 'tk-vision[cpu,train]'",
-        )
-
-
 @bench.command()
 def crops(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],

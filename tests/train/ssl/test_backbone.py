@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from tests.train.ssl.runs import config, write_digits
+from torch import Tensor
 
 from tk.runtime.errors import TkError
 from tk.train.ssl.attention import class_attention
@@ -97,32 +98,37 @@ def test_parameter_groups__each_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_class_attention__is_that_of_the_network(name: str) -> None:
-    """Its shares of the values, projected, are what the last attention says of the class token."""
+def test_class_attention__is_that_of_the_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shares are those by which the last attention joins the values, seen from outside.
+
+    The values of one patch at a time are raised by 1 in every channel: what the class token gets
+    grows by the share of that patch, whatever the queries, keys and rotations are.
+    """
     made = backbone(name)
-    images, seen = torch.randn(2, 3, 32, 32), {}
+    images = torch.randn(2, 3, 32, 32)
     attention = made.vit.blocks[-1].attn
-    inner = attention.norm if hasattr(attention, "norm") else attention.proj
-    handle = inner.register_forward_pre_hook(lambda _, args: seen.update(joined=args[0]))
+    attention.fused_attn = True
     shares = class_attention(made, images)
-    handle.remove()
     side = 32 // made.patch_size
     assert shares.shape == (2, attention.num_heads, side, side)
     assert bool((shares >= 0).all()) and float(shares.sum(dim=(2, 3)).max()) < 1.0
-    tokens: dict[str, Any] = {}
-    handle = attention.qkv.register_forward_hook(lambda _, __, out: tokens.update(qkv=out))
-    made(images)
-    handle.remove()
-    if "qkv" not in tokens:  # Eva calls the weights, not the layer
-        return
-    heads = attention.num_heads
-    values = tokens["qkv"].unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2)
-    prefix = made.vit.num_prefix_tokens
-    of_patches = (shares.flatten(2).unsqueeze(2) @ values[:, :, prefix:]).flatten(1)
-    rest = 1 - shares.sum(dim=(2, 3))
-    if prefix == 1:
-        joined = of_patches.view(2, heads, -1) + rest.unsqueeze(-1) * values[:, :, 0]
-        assert torch.allclose(joined.flatten(1), seen["joined"][:, 0], atol=1e-5)
+    product, prefix = torch.nn.functional.scaled_dot_product_attention, made.vit.num_prefix_tokens
+    grown: list[Tensor] = []
+
+    def raised(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        other = v.clone()
+        other[:, :, prefix + patch] += 1.0
+        plain: Tensor = product(q, k, v, **more)
+        grown.append((product(q, k, other, **more) - plain)[:, :, 0])
+        return plain
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", raised)
+    for patch in (0, side * side - 1):
+        made(images)
+        expected = shares.flatten(2)[:, :, patch, None].expand_as(grown[-1])
+        assert torch.allclose(grown[-1], expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

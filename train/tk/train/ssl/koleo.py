@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from tk.train.run.distributed import rank, world
 
 EPS = 1e-8
+NEAREST = 1e-4
+"""Pairs nearer than this push no more: at a duplicate (two equal pictures in a batch) the slope of
+the logarithm is 1e8, and that pair would be the whole gradient of the batch."""
 
 
 def koleo_loss(features: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ def koleo_loss(features: Tensor) -> Tensor:
         cosines[own, first + own] = -2.0
         nearest = cosines.argmax(dim=1)
     distances = F.pairwise_distance(unit, everyone[nearest], eps=EPS)
-    return -(distances + EPS).log().mean()
+    return -(distances.clamp(min=NEAREST) + EPS).log().mean()
 
 
 def _everyone(unit: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from tk.train.run.schedule import cosine
 
 
 def cosine_schedule(
@@ -21,8 +21,7 @@ def cosine_schedule(
     if step < warmup:
         share = step / (warmup - 1) if warmup > 1 else 1.0
         return warmup_start + (start - warmup_start) * share
-    share = 1.0 if step >= steps else (step - warmup) / (steps - warmup)
-    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * share))
+    return cosine(step - warmup, steps - warmup, start, end)
 
 
 def linear_warmup(step: int, warmup: int, start: float, end: float) -> float:
