@@ -38,4 +38,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	# sam2 comes as source only: built against the torch that is here, without its CUDA extension.
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation "sam2>=1.1"
 	$(PIP) --editable ".[cpu,train,export,sam2,clearml,openvino]" --group dev
+	# What losses and crops of the pre-training are compared with; it would bring PyTorch Lightning.
+	$(PIP) --no-deps "lightly==1.6.0" "lightning-utilities>=0.15"
 	@touch $@

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from torch import Tensor
 
 from tk.train.ssl.block_masks import block_masks
@@ -31,8 +34,7 @@ def gradients_agree(one: Tensor, other: Tensor) -> bool:
 
 
 def test_dino_loss__equals_lightly_over_steps_of_the_centre() -> None:
-    lightly = pytest.importorskip("lightly.loss")
-    oracle = lightly.DINOLoss(output_dim=32, teacher_temp=0.05, student_temp=0.1)
+    oracle = DINOLoss(output_dim=32, teacher_temp=0.05, student_temp=0.1)
     centering = MeanCentering(32)
     for step in range(4):
         answers = normal(step, 2, 8, 32)
@@ -51,8 +53,7 @@ def test_dino_loss__equals_lightly_over_steps_of_the_centre() -> None:
 
 
 def test_ibot_patch_loss__equals_lightly() -> None:
-    lightly = pytest.importorskip("lightly.loss")
-    oracle = lightly.IBOTPatchLoss(output_dim=32, teacher_temp=0.05, student_temp=0.1)
+    oracle = IBOTPatchLoss(output_dim=32, teacher_temp=0.05, student_temp=0.1)
     centering = MeanCentering(32)
     rng = np.random.default_rng(0)
     for step in range(3):
@@ -82,10 +83,9 @@ def test_ibot_patch_loss__nothing_masked() -> None:
 
 
 def test_koleo_loss__equals_lightly_and_stays_finite() -> None:
-    lightly = pytest.importorskip("lightly.loss")
     features = normal(0, 16, 8).requires_grad_()
     theirs = features.detach().clone().requires_grad_()
-    loss, expected = koleo_loss(features), lightly.KoLeoLoss()(theirs)
+    loss, expected = koleo_loss(features), KoLeoLoss()(theirs)
     assert abs(loss.item() - expected.item()) < 5e-6
     loss.backward()  # type: ignore[no-untyped-call]
     expected.backward()
@@ -194,3 +194,16 @@ def test_block_masks__the_smallest_grid() -> None:
     rng = np.random.default_rng(0)
     masks = block_masks(rng, (1, 1), 20, probability=1.0, ratio=(0.1, 1.0), aspect=0.3)
     assert masks.shape == (20, 1, 1) and not math.isnan(masks.mean())
+
+
+def test_head__survives_export_to_onnx(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    head = ProjectionHead(6, 20, hidden_dim=8, bottleneck_dim=5, norm_last_layer=False).eval()
+    with torch.no_grad():
+        head.last_layer.get_parameter("parametrizations.weight.original0").uniform_(0.5, 2.0)
+    features = normal(1, 7, 6)
+    path = tmp_path / "head.onnx"
+    torch.onnx.export(head, (features,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path))
+    found = session.run(None, {session.get_inputs()[0].name: features.numpy()})[0]
+    assert np.abs(found - head(features).detach().numpy()).max() < 1e-6

@@ -18,6 +18,7 @@ SOURCES: dict[str, str] = {
     "detector": "tk.export.sources.detector",
     "segmenter": "tk.export.sources.segmenter",
     "embedder": "tk.export.sources.embedder",
+    "backbone": "tk.export.sources.backbone",
     "grounding-dino": "tk.export.sources.grounding_dino",
     "sam2": "tk.export.sources.sam2",
 }
@@ -43,7 +44,8 @@ TRAINING = "training.json"
 
 CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
 ACCEPTED = (
-    "a run folder or checkpoint of tk train; a Hugging Face folder, .safetensors file with "
+    "a run folder or checkpoint of tk train, or its --export-backbone file; "
+    "a Hugging Face folder, .safetensors file with "
     f"config.json beside it, or hub id (ORGANISATION/MODEL) of {', '.join(MODEL_TYPES)}; "
     "an original SAM-2 .pt file (--sam2-cfg names its configuration)"
 )
@@ -142,7 +144,10 @@ def _checkpoint(path: Path, called: str) -> Source:
     try:
         task = str(load_checkpoint(path)["task"])
     except TkError as error:
-        if _is_original_sam2(path):
+        content = _plain_content(path)
+        if _is_backbone(content):
+            return Source(path, "backbone", name=called, licence=licence_of(path.parent))
+        if _is_original_sam2(content):
             return Source(path, "sam2", name=called, licence=licence_of(path.parent))
         raise TkError(
             error.what, expected=error.expected or ACCEPTED, found=error.found, fix=error.fix
@@ -169,12 +174,24 @@ def _trained_model(checkpoint: Path, task: str, called: str) -> Source:
     return Source(folder, task, canvas, name=called, licence=licence_of(folder))
 
 
-def _is_original_sam2(path: Path) -> bool:
+def _plain_content(path: Path) -> dict[str, Any]:
+    """What a file of PyTorch holds; nothing, if it is another kind of file."""
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises six kinds, all of which mean that this is something else
-        return False
-    weights = state.get("model", state) if isinstance(state, dict) else {}
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _is_backbone(content: dict[str, Any]) -> bool:
+    from tk.train.ssl.backbone.export import FORMAT
+
+    metadata = content.get("metadata")
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
+
+
+def _is_original_sam2(content: dict[str, Any]) -> bool:
+    weights = content.get("model", content)
     return isinstance(weights, dict) and any("image_encoder.trunk" in str(key) for key in weights)

@@ -16,7 +16,8 @@ class Source:
     Attributes:
         path: checkpoint file, weights file or model folder; it exists.
         task: key of `registry.SOURCES`: `detector`, `segmenter`, `embedder` for our own
-            checkpoints, `grounding-dino`, `sam2` for models of elsewhere.
+            checkpoints, `backbone` for files of `tk train ssl --export-backbone`,
+            `grounding-dino`, `sam2` for models of elsewhere.
         size: (height, width) of the canvas in pixels, or None for the model's own.
         prompt: text to bake into the graph, "" for none.
         sam2_cfg: name of the original `sam2` configuration that a `.pt` file belongs to, or "".

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.images import read_image
-from tk.runtime.preprocess import fit
+from tk.runtime.preprocess import fit, spec_to_json
 from tk.train.run.checkpoint import load_checkpoint, load_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.folder import RunFolder
@@ -92,6 +92,7 @@ def _export(task: SslTask, folder: RunFolder, step: int) -> None:
         "step": step,
         "mean": list(task.data.spec.mean),
         "std": list(task.data.spec.std),
+        "image_spec": spec_to_json(task.image_spec),
     }
     export_backbone(path, task.teacher.backbone, shape_of(config), about)
     note_artifact(folder.path, "exported_backbone", path, about | {"backbone": shape_of(config)})

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from tk.runtime.errors import TkError
 from tk.train.embedder.weights import load_backbone
 from tk.train.ssl.backbone.base import Backbone, freeze_blocks
+from tk.train.ssl.backbone.finite import check_finite
 from tk.train.ssl.backbone.timm import make_timm
 from tk.train.ssl.backbone.vit import make_vit, spread_weights
 from tk.train.ssl.config import SslConfig
@@ -46,22 +43,6 @@ def shape_of(config: SslConfig) -> dict[str, Any]:
         "num_heads": config.heads(),
         "mlp_ratio": config.vit_mlp_ratio,
     }
-
-
-def check_finite(module: nn.Module, path: Path) -> None:
-    """Refuse weights that are no numbers.
-
-    Raises:
-        TkError: names the first such tensor.
-    """
-    for name, value in module.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise TkError(
-                f"the weights in {path} are broken",
-                expected="finite numbers",
-                found=f"NaN or infinity in {name.removeprefix('vit.')}",
-                fix="use an earlier checkpoint of the run that wrote them",
-            )
 
 
 def _backbone(config: SslConfig) -> Backbone:

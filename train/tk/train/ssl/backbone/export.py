@@ -13,10 +13,14 @@ from tk.runtime.errors import TkError
 from tk.runtime.files import atomic_path, write_json
 from tk.train.run.checkpoint import why_unreadable
 from tk.train.ssl.backbone.base import Backbone
+from tk.train.ssl.backbone.finite import check_finite
 from tk.train.ssl.backbone.timm import make_timm
 from tk.train.ssl.backbone.vit import NAME, make_vit
 
 KIND = "file::"
+
+FORMAT = "tk-backbone"
+"""`metadata.format` of such a file."""
 
 
 def export_backbone(path: Path, backbone: Backbone, shape: dict[str, Any], about: Any) -> None:
@@ -27,7 +31,7 @@ def export_backbone(path: Path, backbone: Backbone, shape: dict[str, Any], about
             `patch_size`, `embed_dim`, `depth`, `num_heads`, `mlp_ratio`.
         about: anything else that is plain JSON.
     """
-    metadata = {"format": "tk-backbone", "name": NAME, "backbone": shape, **about}
+    metadata = {"format": FORMAT, "name": NAME, "backbone": shape, **about}
     state = {
         name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()
     }
@@ -61,24 +65,37 @@ def load_dinov2_backbone(spec: str) -> nn.Module:
         timm's transformer in eval mode: (B, 3, H, W) normalised pictures -> (B, D) class tokens.
 
     Raises:
-        TkError: another spec, no such file, or tensors that do not fit.
+        TkError: another spec, no such file, or tensors that do not fit or are not finite.
     """
     path_text, _, name = spec.removeprefix(KIND).rpartition(":")
     if not spec.startswith(KIND) or not path_text or name != NAME:
         raise TkError(
             "this is no specification of a backbone", expected=f"file::PATH:{NAME}", found=spec
         )
-    content = _read(Path(path_text))
+    vit: nn.Module = read_backbone(Path(path_text))[0].vit
+    return vit
+
+
+def read_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
+    """Build the backbone of a file of `export_backbone` again.
+
+    Returns:
+        backbone in eval mode, and the file's metadata.
+
+    Raises:
+        TkError: no such file, or tensors that do not fit its metadata or are not finite.
+    """
+    content = _read(path)
     backbone = build(content["metadata"]["backbone"])
     try:
         backbone.vit.load_state_dict(content["model"])
     except RuntimeError as error:
         raise TkError(
-            f"the weights in {path_text} do not fit their own metadata",
+            f"the weights in {path} do not fit their own metadata",
             found=" ".join(str(error).split())[:300],
         ) from None
-    vit: nn.Module = backbone.vit.eval()
-    return vit
+    check_finite(backbone, path)
+    return backbone.eval(), content["metadata"]
 
 
 def _read(path: Path) -> dict[str, Any]:
