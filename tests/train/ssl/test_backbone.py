@@ -100,7 +100,8 @@ def test_parameter_groups__each_once(name: str) -> None:
 def test_class_attention__is_that_of_the_network(name: str) -> None:
     """Its shares of the values, projected, are what the last attention says of the class token."""
     made = backbone(name)
-    images, seen = torch.randn(2, 3, 32, 32), {}
+    images = torch.randn(2, 3, 32, 32)
+    seen: dict[str, torch.Tensor] = {}
     attention = made.vit.blocks[-1].attn
     inner = attention.norm if hasattr(attention, "norm") else attention.proj
     handle = inner.register_forward_pre_hook(lambda _, args: seen.update(joined=args[0]))
