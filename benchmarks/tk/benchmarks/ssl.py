@@ -111,7 +111,7 @@ def bench_ssl(
     if not only:
         refuse_existing(out, overwrite=overwrite)
     facts = environment(options.threads)
-    data = _data(options.work / "digits")
+    data = write_data(options.work / "digits")
     runs = [_run(options, data, name, *names[name]) for name in names if only in ("", name)]
     if only:
         return {}
@@ -127,8 +127,8 @@ def bench_ssl(
     return results
 
 
-def _data(folder: Path) -> Path:
-    """The digits of scikit-learn in 8 x 8 pixels, `train/<class>/` and 360 held out in `val/`."""
+def write_data(folder: Path) -> Path:
+    """Write the digits of scikit-learn, 8 x 8 pixels: `train/<class>/`, 360 held out in `val/`."""
     if folder.exists():
         return folder
     import cv2

@@ -125,6 +125,35 @@ def test_train__accumulation_is_the_same_run(digits: Path, tmp_path: Path) -> No
             assert torch.allclose(one[name], two[name], rtol=1e-3, atol=2e-4), name
 
 
+def test_train__bfloat16_and_compiled_stay_near_float32(
+    digits: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Compiled without code generation: what is tested is that the graph can be captured."""
+    compiled = []
+
+    def compile_eagerly(self: torch.nn.Module) -> None:
+        compiled.append(self)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    losses = {}
+    for name, changes in (
+        ("plain", {}),
+        ("half", {"precision": "bfloat16"}),
+        ("fast", {"compile": True}),
+    ):
+        values: dict[str, Any] = (
+            dict(steps=3, eval_every=0, save_every=0, algorithm="ibot") | changes
+        )
+        settings = config(digits, tmp_path / name, **values)
+        train_ssl(settings)
+        losses[name] = [step["loss"] for step in steps_of(settings)]
+    assert len(compiled) == 2
+    assert losses["fast"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["half"] == pytest.approx(losses["plain"], rel=2e-2)
+    assert losses["half"] != losses["plain"]
+
+
 def broken(folder: Path) -> None:
     (folder / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     (folder / "notes.txt").write_text("no picture")
@@ -133,10 +162,14 @@ def broken(folder: Path) -> None:
 def test_train__broken_files_are_left_out_and_listed(tmp_path: Path, capfd: Any) -> None:
     folder = write_digits(tmp_path / "digits", 32)
     broken(folder)
+    whole = next((folder / "1").glob("*.png"))  # its header stays good
+    whole.write_bytes(whole.read_bytes()[:60])
     settings = config(folder, tmp_path / "run", epochs=1)
     train_ssl(settings)
     text = capfd.readouterr().err
     assert "broken.png" in text and "1 files left out" in text
+    assert f"1 pictures could not be decoded, others took their places: 0/1/{whole.name}" in text
+    assert whole.name in (settings.out / "train.log").read_text("utf-8")
     params = json.loads((settings.out / "params.json").read_text("utf-8"))
     assert params["facts"]["pictures"] == 32 and params["facts"]["left_out"] == 1
 

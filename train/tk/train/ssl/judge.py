@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tk.runtime.images import read_image
 from tk.runtime.preprocess import Image, ImageSpec, fit
-from tk.train.run.distributed import gather_shares, share
+from tk.train.run.distributed import gather_shares, share, world
 from tk.train.ssl.config import SslConfig
 from tk.train.ssl.data import SslData
 from tk.train.ssl.labelled import Labelled, find_labelled
@@ -69,12 +69,14 @@ class Judge:
         self, encode: Encode, device: torch.device, count: int, read: Callable[[int], Image]
     ) -> NDArray[np.float32]:
         """(count, D) float32; every process computes its share."""
-        mine, rows = list(share(count)), []
+        few = count < world()  # then a share may be empty, which nothing can be learned from
+        mine, rows = list(range(count) if few else share(count)), []
         for start in range(0, len(mine), self.config.batch_size):
             part = mine[start : start + self.config.batch_size]
             canvases = self.data.canvases([fit(self.spec, read(i))[0] for i in part])
             rows.append(encode(canvases.to(device)).float().cpu().numpy())
-        return gather_shares(np.concatenate(rows), count)
+        found = np.concatenate(rows)
+        return found if few else gather_shares(found, count)
 
     def facts(self) -> dict[str, str]:
         """What the labelled pictures are; a resume is refused when it differs."""

@@ -113,7 +113,11 @@ def _draw(task: SslTask, folder: RunFolder, found: dict[str, dict[str, float]]) 
 
 
 def _say_verdict(task: SslTask, folder: RunFolder) -> None:
-    """A collapse that lasted to the end is the last thing that a user reads."""
+    """What a user should read last: files that broke off, a collapse that lasted to the end."""
+    if broken := task.data.photos.broken():
+        text = f"{len(broken)} pictures could not be decoded, others took their places"
+        folder.log(f"{text}: {', '.join(broken)}")
+        print(f"{text}: {', '.join(broken[:SHOWN])}", file=sys.stderr)
     if kinds := task.watch.collapsed:
         text = f"this run ended collapsed ({', '.join(kinds)}): its features are of little use"
         folder.log(text)

@@ -153,7 +153,10 @@ class SslTask(TrainTask):
             return found.cls
 
     def begin(self, device: torch.device) -> None:
-        """Look at the rank before the first step: later ones are held to it."""
+        """Compile, and look at the rank before the first step: later ones are held to it."""
+        if self.config.compile:
+            for network in (self.student, self.teacher):
+                network.backbone.compile()
         if not self.config.resume:
             self.watch.rank(0, self.judge.rank(self.encode, device))
 
