@@ -11,6 +11,7 @@ from tests.train.ssl.runs import config, events_of, steps_of, write_digits
 
 from tk.runtime.errors import TkError
 from tk.train.run.checkpoint import load_checkpoint
+from tk.train.ssl.task import SslTask
 from tk.train.ssl.train import train_ssl
 
 SAME = ("loss", "dino_loss", "ibot_loss", "koleo_loss", "teacher_entropy", "lr", "grad_norm")
@@ -40,8 +41,7 @@ def test_ssl__two_processes_equal_one(tmp_path: Path, centering: str) -> None:
     assert figures[0]["rank_me"] == pytest.approx(figures[1]["rank_me"], rel=1e-2)
 
 
-def test_ssl__batch_norm_in_several_processes_is_refused(tmp_path: Path) -> None:
-    root = write_digits(tmp_path / "digits", 32)
-    settings = config(root, tmp_path / "run", gpus=2)
+def test_ssl__batch_norm_in_several_processes_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tk.train.ssl.task.world", lambda: 2)
     with pytest.raises(TkError, match="--head-norm none"):
-        train_ssl(settings)
+        SslTask(config(tmp_path / "digits", tmp_path / "run"))
