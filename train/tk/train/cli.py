@@ -21,7 +21,7 @@ from tk.train.segmenter.config import SegmenterConfig
 from tk.train.ssl.config import SslConfig
 
 data = group("Prepare data: generated scenes and steel, defects and patches, masks by SAM-2.")
-train = group("Train a detector, a segmenter or an embedder.")
+train = group("Train a detector, segmenter or embedder; pre-train a backbone (ssl).")
 
 
 class Kind(str, Enum):
