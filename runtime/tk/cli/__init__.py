@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "tk.train.cli",
         "Prepare data: scenes, steel defects, digits, masks by SAM-2.",
     ),
-    "train": ("tk.train.cli", "Train a detector, segmenter or embedder; pre-train a backbone (ssl)."),
+    "train": (
+        "tk.train.cli",
+        "Train a detector, segmenter or embedder; pre-train a backbone (ssl).",
+    ),
     "export": ("tk.export.cli", "Turn a checkpoint into a bundle, proved against PyTorch."),
     "plan": (
         "tk.export.tensorrt.cli",
