@@ -8,6 +8,7 @@ Checkpoints hold whole tensors, so that a run may go on sharded or not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def shard(modules: Sequence[nn.Module], device: torch.device) -> None:
         modules: inner ones first; the outermost must be entered by their `forward`.
         device: where the modules are.
     """
+    # What a backbone gives is views of its tokens, which nothing changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world(),))
     for module in modules:
         broadcast([p.data for p in module.parameters() if not isinstance(p, DTensor)])
