@@ -100,6 +100,14 @@ class TrainTask(ABC):
         """Everything that has weights, `model` among it; other parts are not exported."""
         return nn.ModuleDict({"model": self.model})
 
+    def shards(self) -> list[nn.Module]:
+        """Modules to shard over the processes, inner ones first (`tk.train.run.sharding.shard`).
+
+        Returns:
+            none, the usual: every process holds all weights.
+        """
+        return []
+
     def train_mode(self) -> None:
         """Enter training mode; override to keep frozen parts in eval mode."""
         self.model.train()

@@ -36,6 +36,7 @@ from tk.train.run.distributed import (
 from tk.train.run.folder import RunFolder
 from tk.train.run.loading import batch_loader, check_batches, to_device
 from tk.train.run.rng import rng_state, seed_all, set_rng_state
+from tk.train.run.sharding import optimizer_parts, parts_like, shard, whole, whole_tensor
 from tk.train.run.task import TrainTask
 from tk.train.run.tracker import NoTracker, Outcome, Tracker
 from tk.train.run.tracking import check_tracker, open_tracker
@@ -64,6 +65,9 @@ class Trainer:
             # timm's, not torch's: that one drops the activation inside timm's BatchNormAct2d.
             task.model = convert_sync_batchnorm(task.model)  # type: ignore[no-untyped-call]
         self.parts = task.parts().to(self.device)
+        self.sharded = task.shards()
+        if self.sharded:
+            shard(self.sharded, self.device)
         self.objective: nn.Module = Objective(task, self.parts)
         self.average = Average(self.parts, config.ema_decay) if config.ema_decay else None
         groups = task.parameter_groups(config.weight_decay)
@@ -168,14 +172,14 @@ class Trainer:
         weights = {"model": state["model"], **state["others"]}
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(weights[name])
+                part.load_state_dict(parts_like(part.state_dict(), weights[name]))
         except (RuntimeError, KeyError) as error:
             raise TkError(
                 f"the weights in {path} do not fit this run",
                 found=" ".join(str(error).split())[:300],
                 fix="resume a checkpoint of the same options",
             ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(optimizer_parts(state["optimizer"], self.parameters))
         if self.average:
             self.average.load_state_dict(
                 {name: value.to(self.device) for name, value in state["average"].items()}
@@ -183,7 +187,7 @@ class Trainer:
 
     def _wrap(self) -> None:
         """Average gradients over the processes from now on; weights start as those of rank 0."""
-        if world() > 1:
+        if world() > 1 and not self.sharded:
             # Of 1x1 kernels, whose strides are a matter of taste: no reason to talk to the user.
             warnings.filterwarnings("ignore", "Grad strides do not match")
             self.objective = DistributedDataParallel(self.objective)
@@ -219,7 +223,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values = self._gradients(batch, step)
         self.task.before_update(step, self.optimizer.param_groups)
-        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        norm = whole_tensor(nn.utils.clip_grad_norm_(self.parameters, config.clip))
         self.optimizer.step()
         if self.average:
             self.average.update(step)
@@ -307,6 +311,12 @@ class Trainer:
         """Write a checkpoint of the state after `done` steps; all processes call it."""
         task, crop = self.task, self.task.crop_spec
         rng, extra = gather(rng_state()), task.extra_state()
+        model, optimizer = whole(task.model.state_dict()), whole(self.optimizer.state_dict())
+        others = {
+            name: dict(whole(part.state_dict()))
+            for name, part in self.parts.items()
+            if name != "model"
+        }
         if not is_main():
             return
         save_checkpoint(
@@ -320,14 +330,10 @@ class Trainer:
                 "step": done,
                 "epoch": task.epoch(done, self.config.batch_size),
                 "data": task.data_facts(),
-                "model": task.model.state_dict(),
-                "others": {
-                    name: dict(part.state_dict())
-                    for name, part in self.parts.items()
-                    if name != "model"
-                },
+                "model": model,
+                "others": others,
                 "average": self.average.state_dict() if self.average else {},
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "extra": extra,
                 "rng": rng,
                 "best": self.best,

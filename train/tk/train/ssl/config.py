@@ -38,6 +38,7 @@ class SslConfig(TrainConfig):
         # Compared by what they hold; how data are read; what is written at the end; metadata.
         *("data", "train_dir", "probe_dir", "dataset_pin_memory", "dataset_persistent_workers"),
         *("dataset_cache_gb", "export_backbone", "weights", "pretrained", "preset", "compile"),
+        "shard",
         *("experiment_name", "experiment_tag", "experiment_notes", "stream"),
     }
 
@@ -107,7 +108,7 @@ class SslConfig(TrainConfig):
             *("checkpoint_last_name", "checkpoint_best_name", "checkpoint_history_file"),
         ),
         "Experiment": ("experiment_name", "experiment_tag", "experiment_notes", "stream"),
-        "Machine": ("device", "gpus", "precision", "compile", "threads", "workers"),
+        "Machine": ("device", "gpus", "shard", "precision", "compile", "threads", "workers"),
         "ClearML": ("use_clearml", "clearml_project", "clearml_task_name"),
     }
 
@@ -215,6 +216,12 @@ class SslConfig(TrainConfig):
     seed: int = Field(42, ge=0, description="seed of weights, order and augmentation")
     compile: bool = Field(False, description="torch.compile of both backbones")
 
+    shard: bool = Field(
+        False,
+        description="several processes divide weights, gradients and optimizer state among them "
+        "(FSDP), for models too large for one GPU",
+    )
+
     dataset_pin_memory: bool = Field(True, description="page-locked batches, where there is a GPU")
     dataset_persistent_workers: bool = Field(
         True, description="workers live for the whole run (they always do here)"
@@ -312,6 +319,12 @@ class SslConfig(TrainConfig):
             raise ValueError("--aug-mean and --aug-std belong together")
         if self.aug_std and min(self.aug_std) <= 0:
             raise ValueError("--aug-std must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _shard_fits(self) -> SslConfig:
+        if self.shard and (self.compile or self.ema_decay):
+            raise ValueError("--shard does not go together with --compile or a moving average")
         return self
 
     @model_validator(mode="after")

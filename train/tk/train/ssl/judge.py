@@ -71,10 +71,12 @@ class Judge:
         """(count, D) float32; every process computes its share."""
         few = count < world()  # then a share may be empty, which nothing can be learned from
         mine, rows = list(range(count) if few else share(count)), []
-        for start in range(0, len(mine), self.config.batch_size):
-            part = mine[start : start + self.config.batch_size]
-            canvases = self.data.canvases([fit(self.spec, read(i))[0] for i in part])
-            rows.append(encode(canvases.to(device)).float().cpu().numpy())
+        batch = self.config.batch_size
+        # As often in every process, for a sharded network computes in all of them together.
+        for start in range(0, count if few else len(range(0, count, world())), batch):
+            part = mine[start : start + batch]
+            canvases = self.data.canvases([fit(self.spec, read(i))[0] for i in part or mine[:1]])
+            rows.append(encode(canvases.to(device)).float().cpu().numpy()[: len(part)])
         found = np.concatenate(rows)
         return found if few else gather_shares(found, count)
 

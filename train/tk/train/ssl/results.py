@@ -22,8 +22,8 @@ from tk.train.run.trainer import describe
 from tk.train.ssl.artifacts import note_artifact
 from tk.train.ssl.attention import class_attention
 from tk.train.ssl.attention_plot import write_attention
-from tk.train.ssl.backbone.base import Features
-from tk.train.ssl.backbone.export import export_backbone
+from tk.train.ssl.backbone.base import Backbone, Features
+from tk.train.ssl.backbone.export import build, export_backbone
 from tk.train.ssl.plots import write_curves
 from tk.train.ssl.probes.floors import floors
 from tk.train.ssl.start import make_student, shape_of
@@ -48,8 +48,8 @@ def write_results(
     if stamp.exists() and read_json(stamp) == made_from:
         return
     state = load_checkpoint(best, task.name)
-    load_weights(task.model, state, best)
-    task.model.eval()
+    backbone = _alone(task).eval()
+    load_weights(backbone, state, best)
     known = next((r for r in folder.read_metrics() if r.get("event") == "floors"), None)
     found = known["floors"] if known else run_floors(task)
     if found and not known:
@@ -57,8 +57,8 @@ def write_results(
         record({"event": "floors", "step": task.plan.steps, "floors": found})
     for name, figures in found.items():
         print(f"floor, {name.replace('_', ' ')}: {describe(figures)}", file=sys.stderr)
-    _export(task, folder, int(state["step"]))
-    _draw(task, folder, found)
+    _export(task, backbone, folder, int(state["step"]))
+    _draw(task, backbone, folder, found)
     _say_verdict(task, folder)
     write_json(stamp, made_from)
 
@@ -82,7 +82,7 @@ def run_floors(task: SslTask) -> dict[str, dict[str, float]]:
     return floors(images, labelled.labels, labelled.asked, task.config.image_size, untrained)
 
 
-def _export(task: SslTask, folder: RunFolder, step: int) -> None:
+def _export(task: SslTask, backbone: Backbone, folder: RunFolder, step: int) -> None:
     """The teacher's backbone, where the user wants it."""
     path, config = task.config.export_backbone, task.config
     if path is None:
@@ -94,11 +94,18 @@ def _export(task: SslTask, folder: RunFolder, step: int) -> None:
         "std": list(task.data.spec.std),
         "image_spec": spec_to_json(task.image_spec),
     }
-    export_backbone(path, task.teacher.backbone, shape_of(config), about)
+    export_backbone(path, backbone, shape_of(config), about)
     note_artifact(folder.path, "exported_backbone", path, about | {"backbone": shape_of(config)})
 
 
-def _draw(task: SslTask, folder: RunFolder, found: dict[str, dict[str, float]]) -> None:
+def _alone(task: SslTask) -> Backbone:
+    """The teacher's backbone, or one like it if others would have to compute with it."""
+    return build(shape_of(task.config)) if task.config.shard else task.teacher.backbone
+
+
+def _draw(
+    task: SslTask, backbone: Backbone, folder: RunFolder, found: dict[str, dict[str, float]]
+) -> None:
     """Curves of the run, and where the network looks in a few of its pictures."""
     plots = folder.path / PLOTS
     plots.mkdir(exist_ok=True)
@@ -106,8 +113,8 @@ def _draw(task: SslTask, folder: RunFolder, found: dict[str, dict[str, float]]) 
     note_artifact(folder.path, "curves", curves, task.labels())
     read, sample = task.data.photos.read, task.judge.sample[:SHOWN]
     squares = [fit(task.image_spec, read(int(place)))[0] for place in sample]
-    canvases = task.data.canvases(squares).to(next(task.model.parameters()).device)
-    shares = class_attention(task.teacher.backbone, canvases).cpu().numpy()
+    canvases = task.data.canvases(squares).to(next(backbone.parameters()).device)
+    shares = class_attention(backbone, canvases).cpu().numpy()
     attention = write_attention(plots, squares, shares)
     note_artifact(folder.path, "attention", attention, task.labels())
 

@@ -43,7 +43,7 @@ class SslTask(TrainTask):
 
     def __init__(self, config: SslConfig) -> None:
         self.config = config
-        _check_norm(config)
+        _check_processes(config)
         self.student = make_student(config)
         self.data = SslData(config, self.student.backbone)
         self.plan = config.in_steps(len(self.data))
@@ -124,6 +124,17 @@ class SslTask(TrainTask):
             }
         )
 
+    def shards(self) -> list[nn.Module]:
+        """With --shard every block, both backbones and all heads."""
+        if not self.config.shard:
+            return []
+        networks = (self.student, self.teacher)
+        return [
+            module
+            for network in networks
+            for module in (*network.backbone.vit.blocks, network.backbone, *network.heads())
+        ]
+
     def train_mode(self) -> None:
         """The student learns; of the teacher, batch norm looks at the batch as the student's."""
         self.student.train()
@@ -148,7 +159,8 @@ class SslTask(TrainTask):
 
     def encode(self, images: Tensor) -> Tensor:
         """The teacher's class tokens: (N, 3, S, S) normalised -> (N, D)."""
-        with torch.inference_mode():
+        # No inference tensors: what is sharded gathers its weights into memory that training uses.
+        with torch.inference_mode(False), torch.no_grad():
             found: Features = self.model(images)
             return found.cls
 
@@ -239,8 +251,16 @@ class SslTask(TrainTask):
         return {**self.data.photos.facts(), **self.judge.facts()}
 
 
-def _check_norm(config: SslConfig) -> None:
-    """Each process would take its own part of a batch for the whole: another training."""
+def _check_processes(config: SslConfig) -> None:
+    """Refuse what does not work in several processes, or only there."""
+    if config.shard and world() == 1:
+        raise TkError(
+            "--shard divides a training among several processes",
+            expected="--gpus 2 or more, or torchrun",
+            found="one process",
+            fix="more processes, or no --shard",
+        )
+    # Each process would take its own part of a batch for the whole: another training.
     if world() > 1 and config.head_norm == "batch":
         raise TkError(
             f"batch norm in the heads does not work in {world()} processes",
