@@ -108,7 +108,8 @@ class GpuFaiss:
         if self.error:
             raise RuntimeError(self.error)
         self.copies.append((device, options.values))
-        return OnGpu(provider, index.reconstruct_n(0, index.ntotal))
+        # A library that loads faiss.contrib.torch_utils makes this a tensor.
+        return OnGpu(provider, np.asarray(index.reconstruct_n(0, index.ntotal)))
 
 
 @pytest.fixture
