@@ -148,8 +148,11 @@ def test_resume__other_pictures_are_refused(digits: Path, whole: SslConfig, tmp_
         run(other, whole.out, probe_dir=digits)
 
 
-def test_resume__the_pictures_at_another_place(whole: SslConfig, tmp_path: Path) -> None:
+def test_resume__the_pictures_at_another_place(
+    whole: SslConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_ssl(options(write_digits(tmp_path / "moved", 96), whole.out, experiment_notes="moved"))
+    assert "finished already" in capsys.readouterr().err
 
 
 def test_resume__checkpoint_of_another_training(digits: Path, tmp_path: Path) -> None:
