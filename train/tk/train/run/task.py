@@ -30,6 +30,7 @@ class TrainTask(ABC):
         betas, eps: of AdamW; 0.99 for the second beta suits runs of a few hundred steps.
         model: what is exported; its state dict is `model` in the checkpoint.
         classes, image_spec, crop_spec: kept in the checkpoint for export and runtime.
+        architecture: JSON text kept there too, for models that config alone does not describe.
     """
 
     name: ClassVar[str]
@@ -42,6 +43,7 @@ class TrainTask(ABC):
     classes: tuple[str, ...] = ()
     image_spec: ImageSpec
     crop_spec: CropSpec | None = None
+    architecture: str = ""
 
     @abstractmethod
     def __len__(self) -> int:

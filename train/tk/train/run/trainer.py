@@ -323,6 +323,7 @@ class Trainer:
             path,
             {
                 "task": task.name,
+                "architecture": task.architecture,
                 "config": json.dumps(self.config.resolved()),
                 "classes": json.dumps(task.classes, ensure_ascii=False),
                 "image_spec": json.dumps(spec_to_json(task.image_spec)),

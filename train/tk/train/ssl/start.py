@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tk.train.embedder.weights import load_backbone
+from tk.train.pretrained.backbone_weights import load_backbone
 from tk.train.ssl.backbone.base import Backbone, freeze_blocks
 from tk.train.ssl.backbone.finite import check_finite
 from tk.train.ssl.backbone.timm import make_timm

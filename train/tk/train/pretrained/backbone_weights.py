@@ -1,7 +1,7 @@
 """A backbone's weights from a local file: nothing in it is executed, nothing may be missing.
 
 What can be read: files of timm (also of another image size), DINO-style files with their prefixes,
-Meta's own DINOv2 and DINOv3 files, and checkpoints of `tk train embedder`. Names and position
+Meta's own DINOv2 and DINOv3 files, and checkpoints of tk. Names and position
 embeddings are converted by timm's own functions, those that `pretrained=True` goes through.
 """
 
@@ -33,6 +33,9 @@ from tk.train.run.checkpoint import (
 )
 
 State = dict[str, Tensor]
+
+WITH_BACKBONE = ("embedder", "encoder", "classifier")
+"""Tasks of checkpoints of tk with a timm backbone in them, beside `ssl`."""
 
 _WRAPPERS = (
     *("teacher", "state_dict_ema", "model_ema", "state_dict"),
@@ -101,7 +104,12 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
     if state["task"] == "ssl":  # the teacher of `tk train ssl`, beside the token of hidden patches
         own = {name.removeprefix("vit."): value for name, value in state["model"].items()}
         return {"model": {name: own[name] for name in own if name != "mask_token"}}
-    state = load_checkpoint(path, "embedder")
+    if state["task"] not in WITH_BACKBONE:
+        raise TkError(
+            f"{path} is for another task",
+            expected=", ".join(WITH_BACKBONE),
+            found=str(state["task"]),
+        )
     metadata = {"model_id": config_of(state)["model_id"]}
     return {"model": result_weights(state, "model"), "metadata": metadata}
 
