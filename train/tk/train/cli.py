@@ -12,6 +12,7 @@ import typer
 from tk.cli import group
 from tk.train.data.steel.cli import add_steel_commands
 from tk.train.detector.config import DetectorConfig
+from tk.train.distill.config import DistillConfig
 from tk.train.embedder.config import EmbedderConfig
 from tk.train.grounding.config import GroundingConfig
 from tk.train.run.arch import Arch, add_arch_command
@@ -21,7 +22,7 @@ from tk.train.segmenter.config import SegmenterConfig
 from tk.train.ssl.config import SslConfig
 
 data = group("Prepare data: generated scenes and steel, defects and patches, masks by SAM-2.")
-train = group("Train a detector, segmenter or embedder; pre-train a backbone (ssl).")
+train = group("Train a detector, segmenter or embedder; pre-train (ssl) or distill a backbone.")
 
 
 class Kind(str, Enum):
@@ -307,6 +308,42 @@ SSL_HELP = """Pre-train a ViT on pictures without labels: DINO, or iBOT with mas
     """
 train.command("ssl", cls=command_class(SslConfig), help=SSL_HELP)(
     make_command(SslConfig, _train_ssl, SSL_HELP)
+)
+
+DISTILL_HELP = """Compare classifiers on a frozen backbone: probe, teacher, distilled student.
+
+    From Severstal's strips, or from crops by class, to a table with exact parameters, accuracy
+    with its interval over seeds, and controls: a student without distillation, a student as large
+    as the teacher, a backbone with random weights. A step whose options and files are the same as
+    before is skipped; an interrupted run goes on with the same command.
+
+    \b
+    Generated strips:            tk data synth steel --kind steel --images 400 --balanced
+                                 tk train distill --data steel --out RUN
+    Kaggle's strips:             ... --data steel --download
+    Crops by class:              tk data digits digits
+                                 tk train distill --data digits --out RUN
+    With the file of the seed:   tk train distill --config config.yaml --out RUN
+    Your own backbone:           ... --model_id vit_small_patch16_224 --weights backbone.pth
+    Fine-tuned without labels:   ... --ssl --ssl_lr 1e-4
+    One step again:              ... --step train --force
+
+    \b
+    Steps: prepare, patches, split, features, random_features, ssl, ssl_features,
+    train, compare. RUN/results.json holds all figures; tk bench table RUN measures latency.
+    """
+
+
+def _train_distill(config: DistillConfig) -> None:
+    from tk.train.distill.pipeline import train_distill
+    from tk.train.distill.tables import said
+
+    run = train_distill(config)
+    print(said(run))
+
+
+train.command("distill", cls=command_class(DistillConfig), help=DISTILL_HELP)(
+    make_command(DistillConfig, _train_distill, DISTILL_HELP)
 )
 
 COMMANDS: dict[str, typer.Typer] = {"data": data, "train": train}

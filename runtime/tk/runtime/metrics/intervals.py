@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import atan, cos, pi, sin
 from statistics import NormalDist
 
 import numpy as np
@@ -52,3 +53,56 @@ def bootstrap_mean(
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(rounds)]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def student_interval(
+    values: npt.NDArray[np.floating], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of a mean, for a few values that are about normal (runs with seeds).
+
+    Args:
+        values: (N,) float, N at least 2.
+        confidence: in (0, 1).
+
+    Returns:
+        Lower and upper bound.
+    """
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"the interval of {count} values")
+    error = float(np.std(values, ddof=1)) / count**0.5
+    half = student_quantile((1 + confidence) / 2, count - 1) * error
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """The value that Student's t stays below with probability `share`.
+
+    Args:
+        share: in [0.5, 1).
+        freedom: degrees of freedom, at least 1.
+    """
+    if not 0.5 <= share < 1 or freedom < 1:
+        raise ValueError(f"share {share}, {freedom} degrees of freedom")
+    low, high = 0.0, 1.0
+    while _student_cdf(high, freedom) < share:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_cdf(middle, freedom) < share else (low, middle)
+    return high
+
+
+def _student_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) for t >= 0: the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = atan(t / freedom**0.5)
+    odd = freedom % 2
+    square = cos(angle) ** 2
+    term = cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * square
+        total += term
+    middle = 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
+    return 0.5 + middle / 2

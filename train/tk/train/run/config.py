@@ -10,10 +10,37 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tk.train.run.folder import FileNames
 
 
-class TrainConfig(BaseModel):
-    """Options common to all trainings; an algorithm adds its own and its own defaults."""
+class Options(BaseModel):
+    """Options of a command: the command line and the files of `--config` follow from the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other spelling -> field, on the command line, in files and in Python."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Titles of `--help` -> fields; fields in none come last."""
+
+    file_sections: ClassVar[dict[str, str]] = {}
+    """Section of a configuration file -> how the options in it begin (`augmentation` -> `aug_`)."""
+
+    not_used: ClassVar[dict[str, str]] = {}
+    """Keys that files written for other programs have and that say nothing here -> why."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {cls.aliases.get(name, name): value for name, value in values.items()}
+
+    def resolved(self) -> dict[str, Any]:
+        """All values as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+class TrainConfig(Options):
+    """Options common to all trainings; an algorithm adds its own and its own defaults."""
 
     may_differ: ClassVar[frozenset[str]] = frozenset(
         {"out", "resume", "overwrite", "workers", "device", "gpus", "threads"}
@@ -21,9 +48,6 @@ class TrainConfig(BaseModel):
         | {"use_clearml", "clearml_project", "clearml_task_name"}
     )
     """Fields that a resume may change: they do not say what is computed."""
-
-    aliases: ClassVar[dict[str, str]] = {}
-    """Other spelling -> field, on the command line, in files and in Python."""
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Run": ("data", "out", "config", "resume", "overwrite", "seed"),
@@ -34,10 +58,6 @@ class TrainConfig(BaseModel):
         "Machine": ("device", "gpus", "precision", "threads", "workers"),
         "ClearML": ("use_clearml", "clearml_project", "clearml_task_name"),
     }
-    """Titles of `--help` -> fields; fields in none come last."""
-
-    file_sections: ClassVar[dict[str, str]] = {}
-    """Section of a configuration file -> how the options in it begin (`augmentation` -> `aug_`)."""
 
     data: Path = Field(description="folder with the training data")
     out: Path = Field(description="run folder: config, metrics, checkpoints")
@@ -81,13 +101,6 @@ class TrainConfig(BaseModel):
     clearml_project: str = Field("tk", description="ClearML project")
     clearml_task_name: str = Field("", description="ClearML task; default: name of the run folder")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rename(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {cls.aliases.get(name, name): value for name, value in values.items()}
-
     def file_names(self) -> FileNames:
         """Names of the files in the run folder."""
         return FileNames()
@@ -95,7 +108,3 @@ class TrainConfig(BaseModel):
     def pins_memory(self) -> bool:
         """Say whether batches are made in page-locked memory, where there is a GPU."""
         return self.device != "cpu"
-
-    def resolved(self) -> dict[str, Any]:
-        """All values as plain JSON types."""
-        return self.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Command-line options made from a configuration model, and TOML or JSON files read into it."""
+"""Command-line options made from a configuration model; TOML, JSON and YAML files read into it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def make_command(
         values.update({name: value for name, value in given.items() if value not in (None, [])})
         run(validate(config_class, values))
 
-    parameters = [_parameter("config", Path, "TOML or JSON file with values of these options")]
+    parameters = [
+        _parameter("config", Path, "TOML, JSON or YAML file with values of these options")
+    ]
     spellings = _aliases(config_class)
     for name, field in config_class.model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hidden"):
@@ -101,20 +103,27 @@ def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
 
 
 def read_config_file(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
-    """Read a TOML or JSON file of options; relative paths in it start at the file's folder.
+    """Read a TOML, JSON or YAML file of options; relative paths in it start at the file's folder.
+
+    Keys of `Options.not_used` are named on standard error, with the reason.
 
     Raises:
         TkError: missing file, bad syntax, another kind of file, unknown keys.
     """
-    values = _read_toml(path) if path.suffix == ".toml" else read_json(path)
+    values = {".toml": _read_toml, ".yaml": _read_yaml, ".yml": _read_yaml}.get(
+        path.suffix, read_json
+    )(path)
     if not isinstance(values, dict):
         raise TkError(f"{path} must hold a table of options", found=type(values).__name__)
     aliases, fields = _aliases(config_class), config_class.model_fields
+    not_used: dict[str, str] = getattr(config_class, "not_used", {})
     found, unknown = {}, []
     for shown, key, value in _flat(values, getattr(config_class, "file_sections", {})):
         name = aliases.get(key, key)
         if name in fields:
             found[name] = _from_folder(value, _plain_type(fields[name].annotation), path.parent)
+        elif name in not_used:
+            print(f"{path.name}: {shown} is not used: {not_used[name]}", file=sys.stderr)
         else:
             unknown.append(shown)
     if unknown:
@@ -158,6 +167,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise TkError(f"{path} does not exist") from None
     except tomllib.TOMLDecodeError as error:
         raise TkError(f"{path} is not valid TOML: {error}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TkError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TkError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _aliases(config_class: type[BaseModel]) -> dict[str, str]:

@@ -1,0 +1,69 @@
+"""Is one classifier better than another on the same questions?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+Right = npt.NDArray[np.bool_]
+
+
+def mcnemar_exact(a: Right, b: Right) -> float:
+    """Exact two-sided McNemar test: could the questions that only one answers fall so by chance?
+
+    McNemar 1947, with the binomial distribution instead of its approximation.
+
+    Args:
+        a, b: (N,) bool, which questions each answers rightly.
+
+    Returns:
+        p, in (0, 1]; 1 when they are right and wrong on the same questions.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape} and {b.shape} answers")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    total, few = only_a + only_b, min(only_a, only_b)
+    # Whole numbers, since 0.5 ** n underflows where n is large.
+    tail = sum(comb(total, k) for k in range(few + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def paired_bootstrap(
+    a: Right,
+    b: Right,
+    groups: Sequence[str],
+    confidence: float = 0.95,
+    rounds: int = 5000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Difference of two accuracies and its percentile interval, both measured on the same items.
+
+    Each round draws source images with replacement, with all of their items, since items of one
+    image are alike, and runs (pairs of a run of `a` and the run of `b` with the same seed).
+
+    Args:
+        a, b: (S, N) bool, which of N items each of S runs answers rightly; run k of `a` is compared
+            with run k of `b`.
+        groups: N names of source images.
+        confidence: in (0, 1).
+        rounds: number of resamples.
+        seed: the same seed gives the same interval.
+
+    Returns:
+        difference a - b, lower and upper bound, from -1 to 1.
+    """
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(groups) or not a.size:
+        raise ValueError(f"{a.shape} and {b.shape} answers in {len(groups)} groups")
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(place.ravel()).astype(np.float64)
+    difference = a.astype(np.float64) - b.astype(np.float64)
+    sums = np.stack([np.bincount(place.ravel(), row, minlength=len(sizes)) for row in difference])
+    rng = np.random.default_rng(seed)
+    images = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), rounds)
+    runs = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), rounds)
+    found = ((runs / len(sums)) @ sums * images).sum(axis=1) / (images @ sizes)
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(difference.mean()), float(low), float(high)

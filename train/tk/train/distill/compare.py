@@ -1,0 +1,141 @@
+"""Step 7: measure all models and write the table, the pictures and `results.json`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tk.runtime.files import write_bytes, write_json
+from tk.runtime.metrics.calibration import expected_calibration_error, reliability
+from tk.runtime.metrics.classification import confusion_matrix
+from tk.train.classifier.checkpoint import load_classifier
+from tk.train.classifier.heads import count_parameters
+from tk.train.distill.models import HEADS, QUESTIONS
+from tk.train.distill.pictures import draw_confusions, draw_reliability
+from tk.train.distill.results import (
+    Comparison,
+    Predictions,
+    Row,
+    compare,
+    measure_row,
+    read_predictions,
+    to_json,
+)
+from tk.train.distill.split import Items
+from tk.train.distill.tables import write_tables
+from tk.train.distill.train import MODELS, PREDICTIONS
+
+RESULTS = "results.json"
+FILES = (
+    *(RESULTS, "results.csv", "detailed_metrics.csv", "results_table.md", "results_table.png"),
+    *("confusion_matrices.npz", "all_confusion_matrices.png", "reliability.png"),
+)
+
+
+def compare_models(run: Path, items: Items, dataset: str, settings: dict[str, Any]) -> None:
+    """Write all of `FILES`.
+
+    Args:
+        dataset: what to call the data.
+        settings: what the models were trained with, for `results.json`.
+    """
+    predictions = read_predictions([run / PREDICTIONS])
+    rows = head_rows(run, predictions)
+    group_of = dict(zip(items.files, items.groups, strict=True))
+    groups = [group_of[file] for file in predictions.files]
+    comparisons = [
+        compare(predictions, groups, a, b, question)
+        for a, b, question in QUESTIONS
+        if {a, b} <= predictions.models.keys()
+    ]
+    write_tables(run, items.classes, predictions, rows, comparisons, items.warnings)
+    _draw(run, items.classes, predictions, rows)
+    write_json(run / RESULTS, _results(items, dataset, settings, rows, comparisons))
+
+
+def head_rows(run: Path, predictions: Predictions) -> list[Row]:
+    """Rows of the heads, in the order of the table."""
+    rows: dict[str, Row] = {}
+    for model in HEADS:
+        if model.name not in predictions.models:
+            continue
+        file = f"{MODELS}/{model.name}/seed{predictions.median(model.name)}.pth"
+        parameters = count_parameters(load_classifier(run / file).model)
+        reference = rows.get(model.reference)
+        found = measure_row(
+            predictions,
+            model.name,
+            title=model.title,
+            kind="head",
+            checkpoint=file,
+            backbone=model.backbone,
+            parameters=parameters,
+            compression=None,
+            improvement=None,
+            reference=model.reference,
+        )
+        rows[model.name] = against(found, reference, smaller=model.reference == "teacher")
+    return list(rows.values())
+
+
+def against(row: Row, reference: Row | None, *, smaller: bool) -> Row:
+    """Add what a row is compared with: points of accuracy, and with `smaller` compression."""
+    if reference is None:
+        return row
+    return Row(
+        **{
+            **row.__dict__,
+            "compression": reference.parameters / row.parameters if smaller else None,
+            "improvement": 100 * (row.accuracy.mean - reference.accuracy.mean),
+        }
+    )
+
+
+def _draw(run: Path, classes: Sequence[str], predictions: Predictions, rows: Sequence[Row]) -> None:
+    """Pictures of the run of each model whose accuracy is the median."""
+    labels = predictions.labels
+    said = {row.name: predictions.models[row.name][predictions.median(row.name)] for row in rows}
+    tables = {
+        name: confusion_matrix(labels, runs.argmax(axis=1), len(classes))
+        for name, runs in said.items()
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, classes=np.asarray(classes), **tables)
+    write_bytes(run / "confusion_matrices.npz", buffer.getvalue())
+    titles = {row.name: row.title for row in rows}
+    picture = draw_confusions({titles[name]: table for name, table in tables.items()}, classes)
+    write_bytes(run / "all_confusion_matrices.png", picture)
+    bins = {
+        titles[name]: (reliability(labels, runs), expected_calibration_error(labels, runs))
+        for name, runs in said.items()
+    }
+    write_bytes(run / "reliability.png", draw_reliability(bins))
+
+
+def _results(
+    items: Items,
+    dataset: str,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+) -> dict[str, Any]:
+    counts = items.counts()
+    return {
+        "dataset": dataset,
+        "classes": items.classes,
+        "split": {
+            **{name: sum(found.values()) for name, found in counts.items()},
+            "seed": items.seed,
+            "by": "source image",
+            "images": len(set(items.groups)),
+            "counts": counts,
+        },
+        "settings": settings,
+        "warnings": items.warnings,
+        "rows": [to_json(row) for row in rows],
+        "comparisons": [to_json(found) for found in comparisons],
+    }
