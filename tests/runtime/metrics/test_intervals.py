@@ -4,9 +4,15 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 
-from tk.runtime.metrics.intervals import bootstrap_mean, wilson
+from tk.runtime.metrics.intervals import (
+    bootstrap_mean,
+    student_interval,
+    student_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -38,3 +44,19 @@ def test_bootstrap_mean__near_the_normal_interval_and_repeatable() -> None:
     assert bootstrap_mean(np.array([0.5])) == (0.5, 0.5)
     with pytest.raises(ValueError, match="no values"):
         bootstrap_mean(np.zeros(0))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 20])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_student__as_scipy(count: int, confidence: float) -> None:
+    values = np.random.default_rng(count).normal(0.9, 0.02, count)
+    expected = stats.t.interval(confidence, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert student_interval(values, confidence) == pytest.approx(expected, rel=1e-10)
+
+
+def test_student__needs_two_values() -> None:
+    with pytest.raises(ValueError, match="the interval of 1 values"):
+        student_interval(np.ones(1))
+    assert student_interval(np.full(5, 0.5)) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="degrees of freedom"):
+        student_quantile(0.3, 4)

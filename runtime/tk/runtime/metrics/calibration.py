@@ -39,7 +39,7 @@ def reliability(
     """
     if len(true) != len(probabilities):
         raise ValueError(f"{len(true)} true classes and {len(probabilities)} rows")
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, bins + 1, dtype=np.float64)
     sure = probabilities.max(axis=1).astype(np.float64) if len(true) else np.zeros(0)
     right = (probabilities.argmax(axis=1) == true).astype(np.float64) if len(true) else sure
     place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)

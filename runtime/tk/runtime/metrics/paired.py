@@ -28,7 +28,7 @@ def mcnemar_exact(a: Right, b: Right) -> float:
     total, few = only_a + only_b, min(only_a, only_b)
     # Whole numbers, since 0.5 ** n underflows where n is large.
     tail = sum(comb(total, k) for k in range(few + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def paired_bootstrap(

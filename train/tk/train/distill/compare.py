@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tk.runtime.metrics.calibration import expected_calibration_error, reliabili
 from tk.runtime.metrics.classification import confusion_matrix
 from tk.train.classifier.checkpoint import load_classifier
 from tk.train.classifier.heads import count_parameters
+from tk.train.distill.arrays import write_npz
 from tk.train.distill.models import HEADS, QUESTIONS
 from tk.train.distill.pictures import draw_confusions, draw_reliability
 from tk.train.distill.results import (
@@ -103,9 +103,7 @@ def _draw(run: Path, classes: Sequence[str], predictions: Predictions, rows: Seq
         name: confusion_matrix(labels, runs.argmax(axis=1), len(classes))
         for name, runs in said.items()
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, classes=np.asarray(classes), **tables)
-    write_bytes(run / "confusion_matrices.npz", buffer.getvalue())
+    write_npz(run / "confusion_matrices.npz", {"classes": np.asarray(classes), **tables})
     titles = {row.name: row.title for row in rows}
     picture = draw_confusions({titles[name]: table for name, table in tables.items()}, classes)
     write_bytes(run / "all_confusion_matrices.png", picture)

@@ -107,9 +107,13 @@ class DistillConfig(Options):
     background: int = Field(0, ge=0, description="patches of good strips, a class of their own")
 
     test_split: float = Field(0.2, gt=0, lt=1, description="share of the patches for the test")
-    val_split: float = Field(0.0, ge=0, lt=1, description="share left out of training and test")
+    val_split: float = Field(
+        0.1, ge=0, lt=1, description="share by which an image student chooses; heads learn from it"
+    )
     split_seed: int = Field(42, ge=0, description="seed of the split")
-    min_per_class: int = Field(2, ge=2, description="fewer patches of a class are refused")
+    min_per_class: int = Field(
+        3, ge=2, description="fewer patches of a class are refused; 2 needs --val-split 0"
+    )
 
     model_id: str = Field(
         "vit_small_patch14_dinov2.lvd142m", description="frozen backbone: any model of timm"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
-from tk.runtime.files import read_json, sha256_file, write_bytes
+from tk.runtime.files import read_json, sha256_file
 from tk.runtime.images import read_image
 from tk.runtime.preprocess import Image, ImageSpec, fit, spec_to_json
 from tk.train.backbone import ImageEncoder
@@ -101,13 +100,6 @@ def _digest(items: Items, paths: list[Path]) -> str:
 def keep_encoder(path: Path, encoder: ImageEncoder, spec: ImageSpec) -> None:
     """Write the backbone beside its features, for chains."""
     save_encoder(path, encoder.cpu(), spec)
-
-
-def write_labels(path: Path, labels: NDArray[np.int64]) -> None:
-    """Write labels as .npy: (N,) int64."""
-    buffer = io.BytesIO()
-    np.save(buffer, labels)
-    write_bytes(path, buffer.getvalue())
 
 
 def read_features(folder: Path, name: str, rows: int) -> Features:

@@ -106,7 +106,8 @@ def fit_head(
         optimizer = torch.optim.Adam(head.parameters(), lr=recipe.lr)
         answers = _answers(teacher, data.features)
         for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(data.labels), generator=order).split(recipe.batch_size):
+            shuffled = torch.randperm(len(data.labels), generator=order)
+            for rows in torch.split(shuffled, recipe.batch_size):
                 logits = head(data.features[rows])
                 if answers is None:
                     loss = F.cross_entropy(logits, data.labels[rows], data.weights)

@@ -46,7 +46,8 @@ def draw_pca(
             for test, marker, size in ((False, "o", 12), (True, "x", 22)):
                 own = (labels[keep] == label) & (held[keep] == test)
                 axes.scatter(
-                    *plane[own].T,
+                    plane[own, 0],
+                    plane[own, 1],
                     s=size,
                     marker=marker,
                     color=color,

@@ -17,9 +17,10 @@ from tk.runtime.files import locked, write_bytes, write_json
 from tk.train.backbone import ImageEncoder
 from tk.train.data.steel.layout import IMAGES, TABLE
 from tk.train.data.steel.prepared import INDEX, PICTURES
+from tk.train.distill.arrays import write_npy
 from tk.train.distill.compare import FILES, compare_models
 from tk.train.distill.config import DistillConfig
-from tk.train.distill.extract import extract_features, keep_encoder, read_features, write_labels
+from tk.train.distill.extract import extract_features, keep_encoder, read_features
 from tk.train.distill.fit import Recipe
 from tk.train.distill.pictures import draw_pca
 from tk.train.distill.split import Items, read_split, write_split
@@ -176,17 +177,21 @@ class Pipeline:
 
     def _split(self) -> Step:
         config = self.config
-        options = {
+        options: dict[str, Any] = {
             "val": config.val_split,
             "test": config.test_split,
             "seed": config.split_seed,
             "least": config.min_per_class,
             "only": config.class_folders() if self.crops.parent == self.run else (),
         }
+
+        def work() -> None:
+            write_split(self.info, self.crops, **options)
+
         return Step(
             "split",
             "which patches are for training and which for the test",
-            partial(write_split, self.info, self.crops, **options),
+            work,
             options,
             [self.crops],
             [self.info],
@@ -195,6 +200,11 @@ class Pipeline:
     def _features(self) -> Step:
         config = self.config
         weights = [config.weights] if config.weights else []
+        if not (config.pretrained or weights):
+            print(
+                "--no-pretrained without --weights: the backbone's weights are random",
+                file=sys.stderr,
+            )
         return self._extract(
             "features",
             f"features of {config.model_id}",
@@ -245,7 +255,8 @@ class Pipeline:
         def work() -> None:
             items = self.items()
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # of weights that come from nowhere else
+                # Where no weights are given: other random ones than those of the floor.
+                torch.manual_seed(1 if kind == "random" else 0)
                 encoder = build()
             extract_features(
                 run,
@@ -258,7 +269,7 @@ class Pipeline:
             )
             keep_encoder(backbone, encoder, spec)
             if labels:
-                write_labels(run / labels, items.labels)
+                write_npy(run / labels, items.labels)
             found = read_features(run, name, len(items.files)).values
             held = np.asarray(items.split == "test")
             write_bytes(picture, draw_pca(found, items.labels, held, items.classes, title))

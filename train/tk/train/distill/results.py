@@ -156,7 +156,8 @@ def figure(
     seeds = tuple(float(value) for value in values)
     if len(seeds) < 2:
         return Figure(seeds[0], None, None, seeds, "")
-    low, high = student_interval(values)
+    # All figures are shares: what the interval holds beyond 0 and 1 cannot be.
+    low, high = (float(np.clip(bound, 0, 1)) for bound in student_interval(values))
     return Figure(float(values.mean()), low, high, seeds, "seeds")
 
 
@@ -183,11 +184,12 @@ def compare(
     first, second = predictions.right(a), predictions.right(b)
     runs = max(len(first), len(second))
     first, second = (_repeat(right, runs) for right in (first, second))
-    points = [100 * value for value in paired_bootstrap(first, second, groups)]
+    difference, low, high = (100 * value for value in paired_bootstrap(first, second, groups))
     p = mcnemar_exact(
         predictions.right(a)[predictions.median(a)], predictions.right(b)[predictions.median(b)]
     )
-    return Comparison(a, b, question, *points, p_mcnemar=p, verdict=verdict(*points))
+    said = verdict(difference, low, high)
+    return Comparison(a, b, question, difference, low, high, p, said)
 
 
 def verdict(difference: float, low: float, high: float) -> str:

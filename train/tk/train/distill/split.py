@@ -46,9 +46,13 @@ class Items:
     seed: int
     warnings: tuple[str, ...] = ()
 
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split."""
-        return np.flatnonzero(self.split == split)
+    def rows(self, *splits: str) -> NDArray[np.int64]:
+        """Rows of one split or of several."""
+        return np.flatnonzero(np.isin(self.split, splits))
+
+    def learned(self) -> NDArray[np.int64]:
+        """Rows that heads learn from: they choose nothing by validation, so all but the test."""
+        return self.rows("train", "val")
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Split -> class -> patches."""
@@ -190,7 +194,7 @@ def _check_test(names: Sequence[str], parts: dict[str, list[CropFile]]) -> None:
             raise TkError(
                 f"the {split} split has no patch of {', '.join(missing)}",
                 found="its patches come from too few source images",
-                fix="add images of that class, remove it, or another --split-seed",
+                fix="add images of that class, remove it, --val-split 0, or another --split-seed",
             )
 
 
@@ -202,11 +206,11 @@ def _warnings(names: Sequence[str], parts: dict[str, list[CropFile]], skipped: i
         for i, name in enumerate(names)
         if test[i] < FEW
     ]
-    trained = {crop.group for crop in parts["train"]}
+    trained = {crop.group for split in ("train", "val") for crop in parts[split]}
     shared = sorted({crop.group for crop in parts["test"]} & trained)
     if shared:
         found.append(
-            f"{len(shared)} source images are in train and test, since a class comes from fewer "
+            f"{len(shared)} source images are in training and test, since a class comes from fewer "
             f"than three of them: {', '.join(shared[:3])}"
         )
     total = Counter(crop.label for crops in parts.values() for crop in crops)

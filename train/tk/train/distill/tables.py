@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.transforms import Bbox
+
 from tk.runtime.files import write_bytes
 from tk.runtime.metrics.classification import per_class
 from tk.train.distill.results import Comparison, Figure, Predictions, Row
@@ -116,7 +118,7 @@ def draw_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
             colLabels=list(header),
             colWidths=[width / total for width in widths],
             cellLoc="left",
-            bbox=(0, 0, 1, 1),
+            bbox=Bbox.unit(),
         )
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tk.runtime.errors import TkError
-from tk.runtime.files import write_bytes
 from tk.runtime.preprocess import ImageSpec
 from tk.runtime.progress import progress
 from tk.train.classifier.checkpoint import Architecture, save_classifier
 from tk.train.classifier.model import FeatureClassifier
+from tk.train.distill.arrays import write_npz
 from tk.train.distill.extract import Features, read_features
 from tk.train.distill.fit import Data, Recipe, fit_head, fit_probe, make_data
 from tk.train.distill.models import HEADS, Model
@@ -83,9 +82,7 @@ class HeadTrainer:
                         head, self.features[model.features].values[test]
                     )
                     bar.advance(note=f"{model.name} {seed}")
-        buffer = io.BytesIO()
-        np.savez(buffer, **found)
-        write_bytes(self.run / PREDICTIONS, buffer.getvalue())
+        write_npz(self.run / PREDICTIONS, found)
 
     def _fit(self, model: Model, data: Data, seed: int, teacher: nn.Module | None) -> nn.Module:
         if model.learns == "probe":
@@ -105,7 +102,7 @@ class HeadTrainer:
                 f"{name}.npy holds numbers that are not finite",
                 fix="run its step again with --force",
             )
-        rows = self.items.rows("train")
+        rows = self.items.learned()
         return make_data(
             values[rows], self.items.labels[rows], len(self.items.classes), self.balanced
         )
