@@ -20,6 +20,7 @@ from tk.train.run.options import command_class, make_command
 from tk.train.sam2.config import Sam2Config
 from tk.train.segmenter.config import SegmenterConfig
 from tk.train.ssl.config import SslConfig
+from tk.train.student.config import StudentConfig
 
 data = group("Prepare data: generated scenes and steel, defects and patches, masks by SAM-2.")
 train = group("Train a detector, segmenter or embedder; pre-train (ssl) or distill a backbone.")
@@ -178,6 +179,12 @@ def _train_embedder(config: EmbedderConfig) -> Path:
     return train_embedder(config)
 
 
+def _train_student(config: StudentConfig) -> Path:
+    from tk.train.student.train import train_student
+
+    return train_student(config)
+
+
 def _train_grounding(config: GroundingConfig) -> Path:
     from tk.train.grounding.train import train_grounding
 
@@ -288,6 +295,26 @@ _add(
                                       --layer_decay 0.8 --ema_decay 0.999 --precision bfloat16
     From your own weights:          ... --model_id vit_small_patch16_224 --weights dino.pth
     Crops with wrong labels:        ... --sub_centers 3 (then look at outliers.csv)
+    """,
+)
+
+_add(
+    "student",
+    StudentConfig,
+    _train_student,
+    """Train a small classifier from pixels: on labels, and on what a large one says.
+
+    The teacher may be slow: it is not needed afterwards. It looks at the same view of each crop as
+    the student, at its own resolution, and may also explain crops that nobody labelled. Without a
+    teacher labels alone count; so a teacher can be trained too. A run that was interrupted goes on
+    with the same command. OUT holds checkpoint_best.pth, results.json, predictions.npz.
+
+    \b
+    From a chain (backbone + head):  tk train student --data CROPS --out RUN
+                                       --teacher_head head.pth --teacher_backbone backbone.pth
+    Crops without labels as well:    ... --unlabelled MORE --teacher_views 4
+    From an image classifier:        ... --teacher TEACHER/checkpoint_best.pth
+    The control, labels alone:       tk train student --data CROPS --out CONTROL
     """,
 )
 

@@ -108,7 +108,7 @@ class FrozenFeatures:
             split,
             rows=len(crops) * views,
             size=self.model.feature_size,
-            key={**self.key, **own, "crops": _files_digest(crops)},
+            key={**self.key, **own, "crops": files_digest(crops)},
             canvas=canvas,
             embed=self._embed,
             batch_size=self.config.batch_size,
@@ -126,7 +126,7 @@ class FrozenFeatures:
             return self.model.features(images).float().cpu().numpy()
 
 
-def _files_digest(crops: list[CropFile]) -> str:
+def files_digest(crops: list[CropFile]) -> str:
     """Hash of names, sizes and times of the crops and their masks: an edited file changes it."""
     digest = hashlib.sha256()
     for crop in crops:

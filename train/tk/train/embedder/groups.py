@@ -35,14 +35,22 @@ def parameter_groups(
     Returns:
         groups with `params`, `weight_decay` and `lr_scale`.
     """
-    groups = _backbone_groups(model.backbone, weight_decay, lr_scale, layer_decay)
+    groups = backbone_groups(model.backbone, weight_decay, lr_scale, layer_decay)
     return groups + decay_groups(nn.ModuleList([model.head, margin]), head_decay)
 
 
-def _backbone_groups(
+def backbone_groups(
     backbone: Any, weight_decay: float, lr_scale: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Layers as timm counts them, from the stem up; layers of equal scale share a group."""
+    """Group the parameters of a timm model: layers of equal scale share a group.
+
+    Biases, norms and what the backbone names in `no_weight_decay()` do not decay.
+
+    Args:
+        weight_decay: of its matrices and kernels.
+        lr_scale: learning rate of the last layer, as a share of the scheduled one.
+        layer_decay: learning rate of each layer, as timm counts them, relative to the next.
+    """
     plain = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     found = param_groups_layer_decay(
         backbone, weight_decay, no_weight_decay_list=plain, layer_decay=layer_decay

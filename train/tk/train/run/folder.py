@@ -39,7 +39,7 @@ class FileNames:
 
 RESULTS = (
     *("report.html", "prototypes.npz", "gallery.json", "outliers.csv", ".results.json"),
-    "artifacts.json",
+    *("artifacts.json", "results.json", "predictions.npz"),
 )
 """What trainings make of their best weights at the end, beside the folder `plots`."""
 
