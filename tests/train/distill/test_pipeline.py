@@ -67,7 +67,7 @@ def test_pipeline__results_follow_from_the_checkpoints(run: Path) -> None:
 
     results, items = read_json(run / "results.json"), read_split(run / "class_info.json")
     test = items.rows("test")
-    predictions = read_predictions([run / "predictions.npz"])
+    predictions = read_predictions(run / "predictions.npz")
     for row in results["rows"]:
         encoder, spec = load_encoder(run / row["backbone"])
         chain = make_chain(load_classifier(run / row["checkpoint"]), encoder)

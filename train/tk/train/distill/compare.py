@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from tk.runtime.files import write_bytes, write_json
 from tk.runtime.metrics.calibration import expected_calibration_error, reliability
 from tk.runtime.metrics.classification import confusion_matrix
-from tk.train.classifier.checkpoint import load_classifier
+from tk.train.classifier.checkpoint import load_classifier, load_encoder
 from tk.train.classifier.heads import count_parameters
 from tk.train.distill.arrays import write_npz
+from tk.train.distill.layout import MODELS, PREDICTIONS
 from tk.train.distill.models import HEADS, QUESTIONS
 from tk.train.distill.pictures import draw_confusions, draw_reliability
 from tk.train.distill.results import (
@@ -26,8 +28,8 @@ from tk.train.distill.results import (
     to_json,
 )
 from tk.train.distill.split import Items
+from tk.train.distill.student import STUDENT, student_facts, with_students
 from tk.train.distill.tables import write_tables
-from tk.train.distill.train import MODELS, PREDICTIONS
 
 RESULTS = "results.json"
 FILES = (
@@ -36,15 +38,23 @@ FILES = (
 )
 
 
-def compare_models(run: Path, items: Items, dataset: str, settings: dict[str, Any]) -> None:
+def compare_models(
+    run: Path,
+    items: Items,
+    dataset: str,
+    settings: dict[str, Any],
+    students: dict[str, list[Path]],
+) -> None:
     """Write all of `FILES`.
 
     Args:
         dataset: what to call the data.
         settings: what the models were trained with, for `results.json`.
+        students: row -> run folders of image models.
     """
-    predictions = read_predictions([run / PREDICTIONS])
+    predictions = with_students(read_predictions(run / PREDICTIONS), items, students)
     rows = head_rows(run, predictions)
+    rows += chain_rows(run, predictions, students, rows)
     group_of = dict(zip(items.files, items.groups, strict=True))
     groups = [group_of[file] for file in predictions.files]
     comparisons = [
@@ -82,16 +92,45 @@ def head_rows(run: Path, predictions: Predictions) -> list[Row]:
     return list(rows.values())
 
 
+def chain_rows(
+    run: Path, predictions: Predictions, students: dict[str, list[Path]], heads: Sequence[Row]
+) -> list[Row]:
+    """Rows of image models; compression is that of the whole chain of backbone and teacher."""
+    if not students:
+        return []
+    teacher = next(row for row in heads if row.name == "teacher")
+    encoder, _ = load_encoder(run / teacher.backbone)
+    whole = replace(teacher, parameters=teacher.parameters + count_parameters(encoder))
+    rows = []
+    for name, folders in students.items():
+        folder = folders[predictions.median(name)]
+        facts = student_facts(folder)
+        how = "Distilled" if name == STUDENT else "Labels Alone"
+        row = measure_row(
+            predictions,
+            name,
+            title=f"{facts['model_id'].partition('.')[0]} from Pixels ({how})",
+            kind="chain",
+            checkpoint=f"{folder.name}/{facts['checkpoint']}",
+            backbone="",
+            parameters=int(facts["parameters"]),
+            compression=None,
+            improvement=None,
+            reference="teacher",
+            mflops=2 * float(facts["mmacs"]),
+        )
+        rows.append(against(row, whole, smaller=True))
+    return rows
+
+
 def against(row: Row, reference: Row | None, *, smaller: bool) -> Row:
     """Add what a row is compared with: points of accuracy, and with `smaller` compression."""
     if reference is None:
         return row
-    return Row(
-        **{
-            **row.__dict__,
-            "compression": reference.parameters / row.parameters if smaller else None,
-            "improvement": 100 * (row.accuracy.mean - reference.accuracy.mean),
-        }
+    return replace(
+        row,
+        compression=reference.parameters / row.parameters if smaller else None,
+        improvement=100 * (row.accuracy.mean - reference.accuracy.mean),
     )
 
 

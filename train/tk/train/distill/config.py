@@ -20,10 +20,14 @@ StepName = Literal[
     "ssl",
     "ssl_features",
     "train",
+    "student",
+    "student_no_kd",
     "compare",
 ]
 """Steps in their order; in the seed 1 prepare, 2 patches, 3 split and features, 4 ssl,
 5 ssl_features, 6 random_features and train, 7 compare (0 is the option `download`)."""
+
+Augmentation = Literal["none", "light", "tools", "surface"]
 
 _IN_THE_RUN = "everything that the pipeline makes lies in the run folder, --out"
 _READ = "sizes are read from the pictures"
@@ -42,6 +46,7 @@ class DistillConfig(Options):
         "ssl_target_size": "ssl_img_size",
         "ssl_learning_rate": "ssl_lr",
         "batch_size": "head_batch_size",
+        "student_model": "student",
     }
 
     file_sections: ClassVar[dict[str, str]] = {
@@ -49,6 +54,7 @@ class DistillConfig(Options):
         **dict.fromkeys(("data", "patches", "split", "heads"), ""),
         **dict.fromkeys(("extract_features", "features"), "features_"),
         **dict.fromkeys(("ssl_dino_finetune", "ssl"), "ssl_"),
+        "student": "student_",
     }
 
     not_used: ClassVar[dict[str, str]] = {
@@ -78,6 +84,12 @@ class DistillConfig(Options):
         "Heads": (
             *("seeds", "teacher_epochs", "teacher_lr", "distill_epochs", "distill_lr"),
             *("head_batch_size", "temperature", "alpha", "class_weights"),
+        ),
+        "Student from pixels": (
+            *("student", "student_pretrained", "student_weights", "student_img_size"),
+            *("student_epochs", "student_batch_size", "student_lr", "student_aug"),
+            *("student_seeds", "student_control", "student_label_weight", "student_kd_weight"),
+            *("student_feature_weight", "student_teacher_views", "student_unlabelled"),
         ),
         "Machine": ("device", "threads", "workers"),
     }
@@ -151,6 +163,28 @@ class DistillConfig(Options):
     alpha: float = Field(0.7, ge=0, le=1, description="weight of the teacher's answers")
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes weigh more in the loss of the labels"
+    )
+
+    student: str = Field(
+        "", description="timm model to distil from backbone and teacher, mobilenetv4_conv_small say"
+    )
+    student_pretrained: bool = Field(True, description="start from its published weights")
+    student_weights: Path | None = Field(None, description="... or from a local file")
+    student_img_size: int = Field(0, ge=0, description="side of its canvas; 0: as --img-size")
+    student_epochs: int = Field(30, ge=1, description="passes over the patches")
+    student_batch_size: int = Field(32, ge=1, description="patches per step")
+    student_lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    student_aug: Augmentation = Field("surface", description="see tk train student")
+    student_seeds: int = Field(1, ge=1, le=100, description="runs of it and of its control")
+    student_control: bool = Field(True, description="train the same model on labels alone, too")
+    student_label_weight: float = Field(1.0, ge=0, description="weight of the labels")
+    student_kd_weight: float = Field(1.0, ge=0, description="weight of the teacher's logits")
+    student_feature_weight: float = Field(1.0, ge=0, description="weight of its features")
+    student_teacher_views: int = Field(
+        0, ge=0, description="views that the teacher answers once; 0: one in every epoch"
+    )
+    student_unlabelled: list[Path] = Field(
+        default=[], description="folders of more pictures, for the teacher to explain"
     )
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N, for the backbone")

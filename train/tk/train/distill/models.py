@@ -70,6 +70,8 @@ QUESTIONS = (
     ("student", "teacher", "is the tiny student as good as its teacher"),
     ("teacher_sized_student", "student", "would a larger student do better"),
     ("teacher", "linear", "is the network better than the linear probe"),
+    ("image_student", "teacher", "is the student that sees pixels as good as the whole chain"),
+    ("image_student", "image_student_no_kd", "does distillation help the student that sees pixels"),
     ("linear_ssl", "linear", "does self-supervised fine-tuning help"),
     ("linear", "linear_random", "are the backbone's features better than random ones"),
 )

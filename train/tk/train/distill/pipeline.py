@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tk.runtime.errors import Interrupted, TkError
-from tk.runtime.files import locked, write_bytes, write_json
-from tk.train.backbone import ImageEncoder
-from tk.train.data.steel.layout import IMAGES, TABLE
-from tk.train.data.steel.prepared import INDEX, PICTURES
-from tk.train.distill.arrays import write_npy
+from tk.runtime.files import locked, write_json
 from tk.train.distill.compare import FILES, compare_models
 from tk.train.distill.config import DistillConfig
-from tk.train.distill.extract import extract_features, keep_encoder, read_features
+from tk.train.distill.feature_steps import given_features, random_features, ssl_features
 from tk.train.distill.fit import Recipe
-from tk.train.distill.pictures import draw_pca
+from tk.train.distill.layout import INFO, MODELS, PREDICTIONS
 from tk.train.distill.split import Items, read_split, write_split
+from tk.train.distill.ssl import backbone_file, ssl_step
 from tk.train.distill.steps import Registry, Step
-from tk.train.distill.train import MODELS, PREDICTIONS, HeadTrainer
-
-INFO = "class_info.json"
+from tk.train.distill.strips import crops_folder, strip_steps
+from tk.train.distill.student import student_runs, student_steps
+from tk.train.distill.train import HeadTrainer
 
 
 def train_distill(config: DistillConfig) -> Path:
@@ -52,13 +46,15 @@ def train_distill(config: DistillConfig) -> Path:
         registry = Registry.open(run)
         found = False
         for step in pipeline.steps():
-            if config.step in ("", step.name):
+            # `--step student` means all of its seeds.
+            if config.step in ("", step.name, step.name.partition("_seed")[0]):
                 found = True
                 _perform(registry, step, config.force)
         if not found:
             raise TkError(
                 f"--step {config.step} is no step of this run",
-                fix="ssl and ssl_features need --ssl; prepare and patches need strips",
+                fix="ssl and ssl_features need --ssl, student needs --student, prepare and patches "
+                "need strips",
             )
     return run
 
@@ -72,15 +68,6 @@ def _perform(registry: Registry, step: Step, force: bool) -> None:
         ) from None
 
 
-def _told(lines: str, make: Callable[..., Any], source: Path, out: Path, **options: Any) -> None:
-    """Make a folder of data and say on standard error what was found and what was left out."""
-    from tk.train.data.steel import report
-
-    summary = make(source, out, **options)
-    found = getattr(report, lines)(out, summary)
-    print("\n".join(line for line in found if not line.startswith("next:")), file=sys.stderr)
-
-
 class Pipeline:
     """The steps of a run."""
 
@@ -91,89 +78,22 @@ class Pipeline:
     def steps(self) -> Iterator[Step]:
         """Yield the steps in their order; each is built when those before it are done."""
         config = self.config
-        yield from self._patches()
+        yield from strip_steps(config)
+        self.crops = crops_folder(config)
         yield self._split()
-        yield self._features()
+        yield given_features(config, self.crops)
         if config.random_floor:
-            yield self._random_features()
+            yield random_features(config, self.crops)
         if config.ssl:
-            from tk.train.distill.ssl import ssl_step
-
-            yield ssl_step(config, self.info)
-            yield self._ssl_features()
+            yield ssl_step(config)
+            yield ssl_features(config, self.crops, backbone_file(self.run))
         yield self._train()
+        yield from student_steps(config, self.crops)
         yield self._compare()
 
     def items(self) -> Items:
         """The patches, when they are divided."""
         return read_split(self.info)
-
-    def _kind(self) -> str:
-        """What `--data` is: `strips`, `prepared` or `crops`; it may have to be fetched first."""
-        config, data = self.config, self.config.source()
-        if not data.is_dir():
-            if not config.download:
-                raise TkError(
-                    f"{data} does not exist",
-                    expected=f"{TABLE} and {IMAGES}/, a folder of tk data severstal, or "
-                    "<class>/cropped/*",
-                    fix=f"tk data synth {data} --kind steel, or --download to fetch Kaggle's",
-                )
-            from tk.train.data.steel.download import download_severstal
-
-            download_severstal(data)
-        if (data / TABLE).is_file():
-            return "strips"
-        return "prepared" if (data / INDEX).is_file() else "crops"
-
-    def _patches(self) -> Iterator[Step]:
-        config, kind = self.config, self._kind()
-        self.crops = self.run / "patches" if kind != "crops" else config.source()
-        prepared = self.run / "prepared" if kind == "strips" else config.source()
-        if kind == "strips":
-            yield self._prepare(prepared)
-        if kind == "crops":
-            return
-        from tk.train.data.steel.patches import cut_patches
-
-        options = {
-            "target": config.target,
-            "context": config.context,
-            "max_per_image": config.max_per_image,
-            "background": config.background,
-        }
-        yield Step(
-            "patches",
-            "a square round each defect",
-            partial(
-                _told, "patch_lines", cut_patches, prepared, self.crops,
-                **options, workers=config.workers, overwrite=True,
-            ),
-            options,
-            [prepared / INDEX, prepared / PICTURES],
-            [self.crops],
-        )  # fmt: skip
-
-    def _prepare(self, prepared: Path) -> Step:
-        from tk.train.data.steel.prepare import prepare_severstal
-
-        config, data = self.config, self.config.source()
-        options = {
-            "min_contour_area": config.min_contour_area,
-            "min_box": config.min_box,
-            "skip_missing": config.skip_missing,
-        }
-        return Step(
-            "prepare",
-            "boxes of the masks",
-            partial(
-                _told, "prepare_lines", prepare_severstal, data, prepared,
-                **options, workers=config.workers, overwrite=True,
-            ),
-            options,
-            [data / TABLE, data / IMAGES],
-            [prepared / INDEX, prepared / "annotations.json"],
-        )  # fmt: skip
 
     def _split(self) -> Step:
         config = self.config
@@ -195,99 +115,6 @@ class Pipeline:
             options,
             [self.crops],
             [self.info],
-        )
-
-    def _features(self) -> Step:
-        config = self.config
-        weights = [config.weights] if config.weights else []
-        if not (config.pretrained or weights):
-            print(
-                "--no-pretrained without --weights: the backbone's weights are random",
-                file=sys.stderr,
-            )
-        return self._extract(
-            "features",
-            f"features of {config.model_id}",
-            partial(
-                ImageEncoder,
-                config.model_id,
-                config.img_size,
-                pretrained=config.pretrained,
-                weights=config.weights,
-            ),
-            weights,
-            "labels.npy",
-        )
-
-    def _random_features(self) -> Step:
-        config = self.config
-        build = partial(ImageEncoder, config.model_id, config.img_size)
-        return self._extract("features_random", "the floor: random weights", build, [])
-
-    def _ssl_features(self) -> Step:
-        from tk.train.distill.ssl import backbone_file
-
-        config, weights = self.config, backbone_file(self.run)
-        build = partial(ImageEncoder, config.model_id, config.img_size, weights=weights)
-        return self._extract(
-            "features_ssl",
-            "features of the fine-tuned backbone",
-            build,
-            [weights],
-            "labels_ssl.npy",
-        )
-
-    def _extract(
-        self,
-        name: str,
-        title: str,
-        build: partial[ImageEncoder],
-        weights: list[Path],
-        labels: str = "",
-    ) -> Step:
-        """Make a step that writes NAME.npy and the backbone it is of."""
-        kind = name.removeprefix("features").removeprefix("_")
-        config, run = self.config, self.run
-        backbone = run / (f"backbone_{kind}.pth" if kind else "backbone.pth")
-        picture = run / (f"{kind}_features_pca.png" if kind else "features_pca.png")
-        spec = config.image_spec()
-
-        def work() -> None:
-            items = self.items()
-            with torch.random.fork_rng(devices=[]):
-                # Where no weights are given: other random ones than those of the floor.
-                torch.manual_seed(1 if kind == "random" else 0)
-                encoder = build()
-            extract_features(
-                run,
-                name,
-                encoder,
-                spec,
-                items,
-                batch_size=config.features_batch_size,
-                device=config.device,
-            )
-            keep_encoder(backbone, encoder, spec)
-            if labels:
-                write_npy(run / labels, items.labels)
-            found = read_features(run, name, len(items.files)).values
-            held = np.asarray(items.split == "test")
-            write_bytes(picture, draw_pca(found, items.labels, held, items.classes, title))
-
-        outputs = [run / f"{name}.npy", run / f"{name}.json", backbone, picture]
-        return Step(
-            f"{kind}_features" if kind else "features",
-            title,
-            work,
-            {
-                "model_id": config.model_id,
-                "img_size": config.img_size,
-                "pretrained": build.keywords.get("pretrained", False),
-                "batch_size": config.features_batch_size,
-            },
-            [self.info, self.crops, *weights],
-            [*outputs, *([run / labels] if labels else [])],
-            cache=[run / f"{name}.json"],
         )
 
     def _train(self) -> Step:
@@ -339,15 +166,17 @@ class Pipeline:
             "class_weights": config.class_weights,
         }
         name = config.source().resolve().name
+        students = student_runs(config)
+        said = [folder / "predictions.npz" for found in students.values() for folder in found]
 
         def work() -> None:
-            compare_models(self.run, self.items(), name, settings)
+            compare_models(self.run, self.items(), name, settings, students)
 
         return Step(
             "compare",
             "figures, table and pictures",
             work,
             {"dataset": name, **settings},
-            [self.info, self.run / PREDICTIONS, self.run / MODELS],
+            [self.info, self.run / PREDICTIONS, self.run / MODELS, *said],
             [self.run / file for file in FILES],
         )

@@ -113,28 +113,21 @@ class Comparison:
     verdict: str
 
 
-def read_predictions(paths: Sequence[Path]) -> Predictions:
-    """Read files of predictions of the same test patches; those that are missing are left out.
+def read_predictions(path: Path) -> Predictions:
+    """Read what the step `train` wrote.
 
     Raises:
-        TkError: none is there, or they are of other patches.
+        TkError: it is not there.
     """
+    if not path.is_file():
+        raise TkError(f"{path} does not exist", fix="run the step train")
     models: dict[str, dict[int, Probabilities]] = {}
-    labels, files = None, None
-    for path in paths:
-        if not path.is_file():
-            continue
-        with np.load(path) as found:
-            if labels is None:
-                labels, files = found["labels"], tuple(found["files"].tolist())
-            elif tuple(found["files"].tolist()) != files:
-                raise TkError(f"{path} is of other test patches", fix="run its step again")
-            for key in found.files:
-                name, _, seed = key.partition("/seed")
-                if seed:
-                    models.setdefault(name, {})[int(seed)] = found[key]
-    if labels is None or files is None:
-        raise TkError(f"{paths[0]} does not exist", fix="run the step train")
+    with np.load(path) as found:
+        for key in found.files:
+            name, _, seed = key.partition("/seed")
+            if seed:
+                models.setdefault(name, {})[int(seed)] = found[key]
+        labels, files = found["labels"], tuple(found["files"].tolist())
     stacked = {name: np.stack([runs[k] for k in sorted(runs)]) for name, runs in models.items()}
     return Predictions(labels, files, stacked)
 

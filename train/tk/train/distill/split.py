@@ -90,11 +90,13 @@ def write_split(
     names, crops = find_crops(root)
     if only:
         names, crops = _restrict(root, names, crops, only)
+    # Divided before unreadable files are left out, as `tk train student` does.
+    parts = split_crops(crops, val, test, seed)
+    where = {crop.path: name for name, found in parts.items() for crop in found}
     crops, skipped = _readable(crops)
     check_class_sizes(names, crops, least, skipped)
-    parts = split_crops(crops, val, test, seed)
+    parts = {split: [c for c in crops if where[c.path] == split] for split in parts}
     _check_test(names, parts)
-    where = {crop.path: name for name, found in parts.items() for crop in found}
     items = Items(
         root=root,
         classes=names,

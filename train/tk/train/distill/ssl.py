@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tk.train.distill.config import DistillConfig
+from tk.train.distill.layout import INFO
 from tk.train.distill.split import Items, read_split
 from tk.train.distill.steps import Step
 
@@ -19,13 +20,9 @@ def backbone_file(run: Path) -> Path:
     return run / FOLDER / "backbone.pt"
 
 
-def ssl_step(config: DistillConfig, info: Path) -> Step:
-    """Make the step; it goes on where it was interrupted.
-
-    Args:
-        info: `class_info.json`.
-    """
-    run = config.out
+def ssl_step(config: DistillConfig) -> Step:
+    """Make the step; it goes on where it was interrupted."""
+    run, info = config.out, config.out / INFO
     settings = ssl_settings(config)
 
     def work() -> None:

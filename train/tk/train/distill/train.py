@@ -20,10 +20,9 @@ from tk.train.classifier.model import FeatureClassifier
 from tk.train.distill.arrays import write_npz
 from tk.train.distill.extract import Features, read_features
 from tk.train.distill.fit import Data, Recipe, fit_head, fit_probe, make_data
+from tk.train.distill.layout import MODELS, PREDICTIONS
 from tk.train.distill.models import HEADS, Model
 from tk.train.distill.split import Items
-
-MODELS, PREDICTIONS = "models", "predictions.npz"
 
 
 class HeadTrainer:
