@@ -353,11 +353,12 @@ DISTILL_HELP = """Compare classifiers on a frozen backbone: probe, teacher, dist
     With the file of the seed:   tk train distill --config config.yaml --out RUN
     Your own backbone:           ... --model_id vit_small_patch16_224 --weights backbone.pth
     Fine-tuned without labels:   ... --ssl --ssl_lr 1e-4
+    A student that sees pixels:  ... --student mobilenetv4_conv_small
     One step again:              ... --step train --force
 
     \b
-    Steps: prepare, patches, split, features, random_features, ssl, ssl_features,
-    train, compare. RUN/results.json holds all figures; tk bench table RUN measures latency.
+    The table is in RUN/results_table.md, all figures are in RUN/results.json; latency:
+    tk bench table RUN. docs/distill.toml is a file for --config with every section.
     """
 
 

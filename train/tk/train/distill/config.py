@@ -12,6 +12,7 @@ from tk.train.data.steel.layout import BACKGROUND, CLASSES, IMAGES, TABLE, class
 from tk.train.run.config import Options
 
 StepName = Literal[
+    "all",
     "prepare",
     "patches",
     "split",
@@ -43,6 +44,11 @@ class DistillConfig(Options):
         "max_patches_per_img": "max_per_image",
         "backbone": "model_id",
         "features_target_size": "img_size",
+        "features_img_size": "img_size",
+        "features_model_id": "model_id",
+        "features_weights": "weights",
+        "features_random_floor": "random_floor",
+        "ssl_enabled": "ssl",
         "ssl_target_size": "ssl_img_size",
         "ssl_learning_rate": "ssl_lr",
         "batch_size": "head_batch_size",
@@ -100,7 +106,7 @@ class DistillConfig(Options):
         "or patches or crops by class: <class>/cropped/* or <class>/*",
     )
     out: Path = Field(description="run folder: features, models, tables, pictures")
-    step: StepName | Literal[""] = Field("", description="run this step alone; default: all")
+    step: StepName = Field("all", description="run this step alone")
     force: bool = Field(False, description="run steps again though nothing has changed")
 
     download: bool = Field(False, description="fetch the data from Kaggle where DATA is not there")

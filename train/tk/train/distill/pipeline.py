@@ -47,7 +47,7 @@ def train_distill(config: DistillConfig) -> Path:
         found = False
         for step in pipeline.steps():
             # `--step student` means all of its seeds.
-            if config.step in ("", step.name, step.name.partition("_seed")[0]):
+            if config.step in ("all", step.name, step.name.partition("_seed")[0]):
                 found = True
                 _perform(registry, step, config.force)
         if not found:
