@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,32 @@ def test_options__missing(tmp_path: Path) -> None:
         call("--out", "o")
     with pytest.raises(TkError, match=r"nothing\.yaml does not exist"):
         call("--out", "o", "--config", str(tmp_path / "nothing.yaml"))
+
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_doc__example_is_read_and_says_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    config = call("--config", str(DOCS / "distill.toml"))
+    expected = DistillConfig(data=DOCS / "steel", out=DOCS / "runs" / "defects")
+    assert config == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_doc__example_without_its_comments(tmp_path: Path) -> None:
+    """The lines that are commented out are options, too."""
+    text = (DOCS / "distill.toml").read_text("utf-8")
+    text = text.replace("# weights", "weights").replace("# model", "model")
+    config = call("--config", write(tmp_path, text, "c.toml"))
+    assert config.student == "mobilenetv4_conv_small"
+    assert config.weights == tmp_path / "backbone.pth"
+
+
+def test_doc__defaults_it_states() -> None:
+    text = (DOCS / "defects.md").read_text("utf-8")
+    known = DistillConfig(data=Path("d"), out=Path("o")).model_dump()
+    section = text[text.index("## From patches to the table") :]
+    stated = re.findall(r"`--(seeds|val_split|min_per_class) ([\d.]+)`", section)
+    assert len(stated) == 3
+    for name, value in stated:
+        assert float(value) == known[name]

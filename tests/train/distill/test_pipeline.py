@@ -225,3 +225,15 @@ def test_data__a_class_with_two_samples(tmp_path: Path) -> None:
     warnings = read_json(run / "results.json")["warnings"]
     assert "digit 2 has 1 test patches: figures about it say little" in warnings
     assert any("classes are uneven" in text for text in warnings)
+
+
+def test_weights__of_a_file_are_those_of_the_features(run: Path, tmp_path: Path) -> None:
+    """A backbone of another run gives the features it gave there."""
+    changes: dict[str, Any] = dict(weights=run / "backbone_random.pth", random_floor=False)
+    out = tiny_config(run.parent / "crops", tmp_path / "run", **changes, pretrained=True)
+    for step in ("split", "features"):
+        train_distill(out.model_copy(update={"step": step}))
+    theirs = np.load(run / "features_random.npy")
+    assert np.allclose(np.load(tmp_path / "run" / "features.npy"), theirs, atol=1e-5)
+    with pytest.raises(TkError, match="does not fit the backbone"):
+        train_distill(out.model_copy(update={"step": "features", "model_id": "test_vit"}))

@@ -128,7 +128,7 @@ def test_cells__in_the_words_of_the_seed(predictions: Predictions) -> None:
         *("Model", "Parameters", "Accuracy"),
         *("Inference Time", "Compression", "Improvement"),
     )
-    assert percent(Figure(0.9432, 0.939, 0.9474, (), "seeds")) == "94.32 % [93.90, 94.74]"
+    assert percent(Figure(0.9432, 0.939, 0.9474, (), "seeds")) == "94.32% [93.90, 94.74]"
 
 
 def test_markdown__columns_are_aligned() -> None:

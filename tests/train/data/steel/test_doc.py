@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tk.train.cli import data
+from tk.train.cli import data, train
 
 ROOT = Path(__file__).parents[4]
 TEXT = (ROOT / "docs" / "defects.md").read_text("utf-8")
@@ -17,13 +17,13 @@ COMMANDS = [
     shlex.split(line.split("#")[0])
     for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL)
     for line in block.splitlines()
-    if line.startswith("tk data ")
+    if line.startswith(("tk data ", "tk train distill "))
 ]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_doc__commands_and_options_exist(words: list[str]) -> None:
-    group = typer.main.get_command(data)
+    group = typer.main.get_command(data if words[1] == "data" else train)
     command = group.commands[words[2]]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known

@@ -136,7 +136,7 @@ class DistillConfig(Options):
     model_id: str = Field(
         "vit_small_patch14_dinov2.lvd142m", description="frozen backbone: any model of timm"
     )
-    pretrained: bool = Field(True, description="fetch its published weights")
+    pretrained: bool = Field(True, description="fetch its published weights, unless --weights")
     weights: Path | None = Field(
         None, description="a local file of weights instead: .pth, .safetensors, a run's checkpoint"
     )
@@ -224,8 +224,6 @@ class DistillConfig(Options):
             raise ValueError(f"--class-ids: no such class {sorted(wrong)}, there are 1 to 4")
         if self.test_split + self.val_split >= 1:
             raise ValueError("--test-split and --val-split leave nothing to train on")
-        if self.pretrained and self.weights:
-            return self.model_copy(update={"pretrained": False})
         return self
 
     def source(self) -> Path:

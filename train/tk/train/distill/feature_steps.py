@@ -23,7 +23,8 @@ def given_features(config: DistillConfig, crops: Path) -> Step:
     """Step 3: the backbone of the options."""
     if not (config.pretrained or config.weights):
         print("--no-pretrained without --weights: the backbone is random", file=sys.stderr)
-    return _step(config, crops, "", pretrained=config.pretrained, weights=config.weights)
+    pretrained = config.pretrained and config.weights is None
+    return _step(config, crops, "", pretrained=pretrained, weights=config.weights)
 
 
 def random_features(config: DistillConfig, crops: Path) -> Step:

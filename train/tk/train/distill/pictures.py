@@ -70,7 +70,7 @@ def draw_confusions(tables: dict[str, NDArray[np.int64]], classes: Sequence[str]
     """
     columns = min(COLUMNS, len(tables))
     rows = ceil(len(tables) / columns)
-    side = float(np.clip(0.62 * len(classes), 2.3, 7))
+    side = float(np.interp(len(classes), [4, 10, 30], [2.3, 3.8, 8]))
     names = [short(name, 14) for name in classes]
     with style():
         figure = new_figure((side + 0.6) * columns, (side + 0.9) * rows)

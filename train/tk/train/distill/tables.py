@@ -30,8 +30,8 @@ NOTES = (
 
 
 def percent(value: Figure) -> str:
-    """`94.32 % [93.90, 94.74]`."""
-    text = f"{100 * value.mean:.2f} %"
+    """`94.32% [93.90, 94.74]`."""
+    text = f"{100 * value.mean:.2f}%"
     if value.low is None or value.high is None:
         return text
     mark = ONE_FIT if value.interval == "patches" else ""
@@ -118,6 +118,7 @@ def draw_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
             colLabels=list(header),
             colWidths=[width / total for width in widths],
             cellLoc="left",
+            colLoc="left",
             bbox=Bbox.unit(),
         )
         drawn.auto_set_font_size(False)
