@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from tests.command_lines import options_of
 
 from tk.runtime.errors import TkError
 from tk.train.distill.config import DistillConfig
-from tk.train.run.options import make_command
 
 SEED_KEYS = """
 training: {temperature: 4.0, alpha: 0.6, models_dir: ./models, epochs: 3}
@@ -48,15 +46,7 @@ paths:
 
 
 def call(*arguments: str) -> DistillConfig:
-    seen: list[DistillConfig] = []
-    app = typer.Typer()
-    app.command()(make_command(DistillConfig, seen.append, "Distill."))
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    if not seen:
-        raise ValueError(result.output)
-    return seen[0]
+    return options_of(DistillConfig, *arguments)
 
 
 def write(folder: Path, text: str, name: str = "config.yaml") -> str:

@@ -208,6 +208,9 @@ def test_data__that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TkError, match="does not exist") as caught:
         train_distill(tiny_config(tmp_path / "nowhere", tmp_path / "run"))
     assert "--download" in caught.value.fix
+    write_crops(tmp_path / "crops", 6)
+    with pytest.raises(TkError, match="lies among the classes"):
+        train_distill(tiny_config(tmp_path / "crops", tmp_path / "crops" / "run"))
 
 
 def test_data__a_class_with_two_samples(tmp_path: Path) -> None:

@@ -134,3 +134,5 @@ def test_digest__of_folders_follows_links_and_skips_hidden_files(folder: Path) -
     (folder / "in" / ".lock").write_text("")
     assert registry.digest(folder / "in") == before
     assert registry.digest(folder / "nothing") == ""
+    (folder / "in" / "loop").symlink_to(folder / "in")
+    assert registry.digest(folder / "in") == before

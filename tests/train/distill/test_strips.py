@@ -12,6 +12,7 @@ from tests.tiny_runs import tiny_config
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
 from tk.train.data.steel.dataset import write_steel_dataset
+from tk.train.distill import strips
 from tk.train.distill.pipeline import train_distill
 from tk.train.distill.split import read_split
 
@@ -105,6 +106,19 @@ def test_strips__run_lengths_that_cannot_be(
     # Mended, the same command goes through the step.
     (copy / "train.csv").write_text("\n".join(lines))
     run(copy, tmp_path / "run", step="prepare")
+
+
+def test_strips__fetched_where_they_are_not(
+    steel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(data: Path) -> None:
+        shutil.copytree(steel, data)
+
+    monkeypatch.setattr(strips, "download_severstal", fetch)
+    run(tmp_path / "data", tmp_path / "run", step="prepare", download=True)
+    monkeypatch.setattr(strips, "download_severstal", None)  # once is enough
+    run(tmp_path / "data", tmp_path / "run", step="prepare", download=True)
+    assert (tmp_path / "run" / "prepared" / "defects.json").is_file()
 
 
 def test_strips__too_few_of_the_classes_asked_for(steel: Path, tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-import typer
 from pydantic import Field
-from typer.testing import CliRunner
+from tests.command_lines import options_of
 
 from tk.runtime.errors import TkError
 from tk.train.run.config import TrainConfig
-from tk.train.run.options import make_command
 
 
 class Options(TrainConfig):
@@ -22,15 +20,7 @@ class Options(TrainConfig):
 
 
 def call(*arguments: str) -> Options:
-    seen: list[Options] = []
-    app = typer.Typer()
-    app.command()(make_command(Options, seen.append, "Train a toy."))
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    if not seen:
-        raise ValueError(result.output)
-    return seen[0]
+    return options_of(Options, *arguments)
 
 
 BASE = ("--data", "d", "--out", "o")
@@ -76,7 +66,7 @@ def test_make_command__help_shows_defaults() -> None:
         call("--help")
     text = str(caught.value)
     for part in (
-        "Train a toy.",
+        "Train.",
         "--batch-size",
         "(default: 32)",
         "--no-flip",
@@ -125,12 +115,8 @@ class Aliased(TrainConfig):
 def test_make_command__other_spellings(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('data_root = "crops"\nbatch = 5\n')
-    seen: list[Aliased] = []
-    app = typer.Typer()
-    app.command()(make_command(Aliased, seen.append, "Train a toy."))
-    for arguments in (["--data-root", "d", "--batch", "7"], ["--config", str(file)]):
-        result = CliRunner().invoke(app, [*arguments, "--out", "o"])
-        assert result.exit_code == 0, result.output
+    lines = (["--data-root", "d", "--batch", "7"], ["--config", str(file)])
+    seen = [options_of(Aliased, *words, "--out", "o") for words in lines]
     assert [(config.data, config.batch_size) for config in seen] == [
         (Path("d"), 7),
         (tmp_path / "crops", 5),

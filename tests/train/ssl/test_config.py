@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from tests.command_lines import options_of
 
-from tk.cli import DASHES
 from tk.runtime.errors import TkError
-from tk.train.run.options import make_command
 from tk.train.ssl.config import SMALL, SslConfig
 
 SEED = """
@@ -73,15 +70,7 @@ BASE = ("--train-dir", "pictures", "--output-dir", "run")
 
 
 def call(*arguments: str) -> SslConfig:
-    seen: list[SslConfig] = []
-    app = typer.Typer(context_settings=DASHES)
-    app.command()(make_command(SslConfig, seen.append, "Pre-train."))
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    if not seen:
-        raise ValueError(result.output)
-    return seen[0]
+    return options_of(SslConfig, *arguments)
 
 
 def write(folder: Path, text: str, name: str = "run.toml") -> str:

@@ -96,6 +96,7 @@ class DistillConfig(Options):
             *("student_epochs", "student_batch_size", "student_lr", "student_aug"),
             *("student_seeds", "student_control", "student_label_weight", "student_kd_weight"),
             *("student_feature_weight", "student_teacher_views", "student_unlabelled"),
+            *("student_precision", "student_gpus"),
         ),
         "Machine": ("device", "threads", "workers"),
     }
@@ -192,6 +193,11 @@ class DistillConfig(Options):
     student_unlabelled: list[Path] = Field(
         default=[], description="folders of more pictures, for the teacher to explain"
     )
+
+    student_precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="of its forward pass; auto: bfloat16 where it is fast"
+    )
+    student_gpus: int = Field(0, ge=0, description="processes that train it, see tk train student")
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N, for the backbone")
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch; 0: its default")

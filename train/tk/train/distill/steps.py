@@ -167,8 +167,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
+    seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(root)) in seen:  # a link back into the folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in files if not name.startswith("."))
 
 

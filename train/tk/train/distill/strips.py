@@ -40,7 +40,14 @@ def data_kind(config: DistillConfig) -> str:
         download_severstal(data)
     if (data / TABLE).is_file():
         return "strips"
-    return "prepared" if (data / INDEX).is_file() else "crops"
+    if (data / INDEX).is_file():
+        return "prepared"
+    if config.out.resolve().is_relative_to(data.resolve()):
+        raise TkError(
+            f"the run folder {config.out} lies among the classes of {data}",
+            fix="give an --out beside the data",
+        )
+    return "crops"
 
 
 def strip_steps(config: DistillConfig) -> Iterator[Step]:

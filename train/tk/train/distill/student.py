@@ -62,6 +62,7 @@ def _step(config: DistillConfig, crops: Path, folder: Path, seed: int, *, distil
                 out=folder,
                 exclude=other_folders(crops, items.classes),
                 device=config.device,
+                gpus=config.student_gpus,
                 threads=config.threads,
             )
         )
@@ -90,6 +91,7 @@ def student_settings(config: DistillConfig, seed: int, *, distilled: bool) -> di
         "batch_size": config.student_batch_size,
         "lr": config.student_lr,
         "aug": config.student_aug,
+        "precision": config.student_precision,
         "seed": seed,
         "balance": config.class_weights == "balanced",
         "min_per_class": 1,  # the step `split` has looked
