@@ -209,6 +209,8 @@ def test_data__that_is_not_there(tmp_path: Path) -> None:
         train_distill(tiny_config(tmp_path / "nowhere", tmp_path / "run"))
     assert "--download" in caught.value.fix
     write_crops(tmp_path / "crops", 6)
+    with pytest.raises(TkError, match="chooses among Severstal's classes"):
+        train_distill(tiny_config(tmp_path / "crops", tmp_path / "run", class_ids=(1, 2)))
     with pytest.raises(TkError, match="lies among the classes"):
         train_distill(tiny_config(tmp_path / "crops", tmp_path / "crops" / "run"))
 

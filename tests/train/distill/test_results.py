@@ -83,6 +83,13 @@ def test_compare__what_is_better_and_what_is_not_shown(predictions: Predictions)
     assert single.difference == pytest.approx(means[0] - means[1])
 
 
+def test_compare__different_numbers_of_runs(predictions: Predictions) -> None:
+    models = predictions.models | {"image_student": predictions.models["teacher"][:2]}
+    more = Predictions(LABELS, predictions.files, models)
+    found = compare(more, GROUPS, "image_student", "teacher", "as good")
+    assert (found.difference, found.low, found.high) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
