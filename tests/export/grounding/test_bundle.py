@@ -157,7 +157,7 @@ def test_free__opset_17_computes_the_same(
     model = opened["grounding-dino"]
     canvases = load_canvases(photos, model.image)
     found = run_in_both(free_bundle, part, model.parts[part].feed(canvases, 2))
-    assert all(len(value) == 2 and np.ptp(value) > 0.1 for value in found.values())
+    assert all(len(value) == 2 and len(np.unique(value)) > 100 for value in found.values())
 
 
 def test_prompts__kept_features_are_used_and_checked(free_bundle: Path, tmp_path: Path) -> None:
