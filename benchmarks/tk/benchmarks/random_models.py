@@ -22,6 +22,32 @@ EMBEDDER_SIZE, DIMENSION = 224, 128
 SMALL_CANVAS = 256
 """Of GroundingDINO and SAM-2, when only the mechanics matter."""
 
+GROUNDING_DINO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tiny": (
+        {
+            "image_size": 224,
+            "embed_dim": 96,
+            "depths": [2, 2, 6, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": 7,
+            "out_indices": [2, 3, 4],
+        },
+        {},
+    ),
+    "large": (
+        {
+            "image_size": 384,
+            "embed_dim": 192,
+            "depths": [2, 2, 18, 2],
+            "num_heads": [6, 12, 24, 48],
+            "window_size": 12,
+            "out_indices": [1, 2, 3, 4],
+        },
+        {"num_feature_levels": 5},
+    ),
+}
+"""Size -> Swin backbone and what else differs from the defaults; all else is published as is."""
+
 
 def write_models(folder: Path, *, small: bool = False, seed: int = 0) -> None:
     """Write `detector/`, `segmenter/` (Hugging Face folders) and `embedder/` (a checkpoint).
@@ -34,8 +60,9 @@ def write_models(folder: Path, *, small: bool = False, seed: int = 0) -> None:
     with atomic_folder(folder) as made:
         torch.manual_seed(seed)
         _write_grounding_dino(made / "detector", small)
-        _write_sam2(made / "segmenter", small)
-        _write_embedder(made / "embedder", small)
+        write_sam2(made / "segmenter", None if small else "tiny")
+        name, side = ("test_vit", 160) if small else (EMBEDDER, EMBEDDER_SIZE)
+        write_embedder(made / "embedder", name, side)
 
 
 def _write_grounding_dino(folder: Path, small: bool) -> None:
@@ -50,7 +77,7 @@ def _write_grounding_dino(folder: Path, small: bool) -> None:
         network = library.MMGroundingDinoForObjectDetection(small_config(max(words.values()) + 1))
         start_values(network)
     else:
-        network = library.GroundingDinoForObjectDetection(_grounding_dino_tiny())
+        network = library.GroundingDinoForObjectDetection(grounding_dino_config("tiny"))
     # Fresh queries differ, and which place gets which is decided by the last bits of random
     # scores: PyTorch would not equal itself.
     queries = network.model.query_position_embeddings.weight.data
@@ -59,30 +86,43 @@ def _write_grounding_dino(folder: Path, small: bool) -> None:
     library.BertTokenizer(words).save_pretrained(folder)
 
 
-def _grounding_dino_tiny() -> Any:
-    """The configuration of IDEA-Research/grounding-dino-tiny."""
+def grounding_dino_config(size: str) -> Any:
+    """Make the configuration of a published GroundingDINO.
+
+    Args:
+        size: `tiny` (IDEA-Research/grounding-dino-tiny) or `large` (mm_grounding_dino_large_all,
+            the detector of the original annotator; for the MM classes of the library). The large
+            one reads the finest feature map too: five levels, the first at stride 4.
+
+    Raises:
+        KeyError: another size.
+    """
     import transformers
 
     library: Any = transformers
-    swin = library.SwinConfig(
-        image_size=224,
-        embed_dim=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        window_size=7,
-        out_indices=[2, 3, 4],
+    backbone, more = GROUNDING_DINO[size]
+    kind = "MMGroundingDinoConfig" if size == "large" else "GroundingDinoConfig"
+    return getattr(library, kind)(
+        backbone_config=library.SwinConfig(**backbone), text_config=library.BertConfig(), **more
     )
-    return library.GroundingDinoConfig(backbone_config=swin, text_config=library.BertConfig())
 
 
-def _write_sam2(folder: Path, small: bool) -> None:
+def write_sam2(folder: Path, variant: str | None) -> None:
+    """Write a folder of a SAM-2 as `save_pretrained` does.
+
+    Args:
+        folder: to be made.
+        variant: `tiny`, `small`, `base_plus` or `large`; None for a model of a few MB.
+    """
     import transformers
 
     from tk.export.sam2.variants import config_of
     from tk.train.sam2.small import small_model
 
     library: Any = transformers
-    network = small_model(SMALL_CANVAS) if small else library.Sam2Model(config_of("tiny"))
+    network = (
+        small_model(SMALL_CANVAS) if variant is None else library.Sam2Model(config_of(variant))
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():  # fresh positions are zero, and trained ones are not
@@ -90,18 +130,24 @@ def _write_sam2(folder: Path, small: bool) -> None:
     network.save_pretrained(folder)
 
 
-def _write_embedder(folder: Path, small: bool) -> None:
+def write_embedder(folder: Path, name: str, side: int, dimension: int = DIMENSION) -> None:
+    """Write a checkpoint of an embedder, as a training would.
+
+    Args:
+        folder: to be made.
+        name: of a backbone of timm.
+        side: of its crops, pixels.
+        dimension: of the embedding.
+    """
     from tk.train.embedder.model import EmbedNet
     from tk.train.run.checkpoint import save_checkpoint
 
-    name = "test_vit" if small else EMBEDDER
-    side = 160 if small else EMBEDDER_SIZE
-    network = EmbedNet(name, DIMENSION, side).eval()
+    network = EmbedNet(name, dimension, side).eval()
     with torch.no_grad():
         for key, parameter in network.named_parameters():
             if "gamma" in key:  # fresh layer scales of 1e-5 would embed all pictures alike
                 parameter.uniform_(0.3, 1.0)
-    config = {"model_id": name, "emb_dim": DIMENSION, "pretrained": False}
+    config = {"model_id": name, "emb_dim": dimension, "pretrained": False}
     state = {
         "task": "embedder",
         "config": json.dumps(config),
@@ -112,5 +158,5 @@ def _write_embedder(folder: Path, small: bool) -> None:
         "epoch": 0,
         "model": network.state_dict(),
     }
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_checkpoint(folder / "checkpoint_best.pth", state)

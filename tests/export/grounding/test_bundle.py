@@ -16,7 +16,10 @@ import torchvision
 from tests import tiny_bundles
 from tests.export.grounding.library import Answer, Library
 from tests.export.grounding.models import picture
+from tests.export.opset17 import run_in_both
 
+from tk.export.model import ExportModel
+from tk.export.pictures import load_canvases
 from tk.runtime.annotate.annotator import AnnotateOptions, Models, annotate
 from tk.runtime.boxes import area, clip, valid
 from tk.runtime.bundle import Bundle
@@ -145,6 +148,16 @@ def test_free__verifies_and_is_as_declared(free_bundle: Path) -> None:
     kinds = {node.op_type for node in graph.graph.node}
     assert "GridSample" in kinds and not kinds & {"If", "Loop", "Scan", "CumSum", "NonZero"}
     assert graph.opset_import[0].version == 18
+
+
+@pytest.mark.parametrize("part", ["text", "model"])
+def test_free__opset_17_computes_the_same(
+    part: str, free_bundle: Path, opened: dict[str, ExportModel], photos: Path
+) -> None:
+    model = opened["grounding-dino"]
+    canvases = load_canvases(photos, model.image)
+    found = run_in_both(free_bundle, part, model.parts[part].feed(canvases, 2))
+    assert all(len(value) == 2 and len(np.unique(value)) > 100 for value in found.values())
 
 
 def test_prompts__kept_features_are_used_and_checked(free_bundle: Path, tmp_path: Path) -> None:

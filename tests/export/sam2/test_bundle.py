@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.export.opset17 import run_in_both
 from tests.export.sam2 import small
 from tests.export.sam2.test_modules import library_masks, normalised
 from transformers import Sam2Model
@@ -83,6 +84,16 @@ def test_masks__equal_the_librarys_inside_the_padded_box(
     assert any(0.05 < share < 0.95 for share in areas)
 
 
+def test_masks__of_no_boxes_beside_a_picture_with_some(segmenter: Segmenter) -> None:
+    pictures = [small.pictures(1, *size)[0] for size in SIZES]
+    none, some = np.zeros((0, 4), np.float32), small.boxes(7, *SIZES[1])
+    found = segmenter.segment(pictures, [none, some, none])
+    assert [(len(own.masks), own.iou.shape) for own in found] == [(0, (0,)), (7, (7,)), (0, (0,))]
+    (alone,) = segmenter.segment([pictures[1]], [some])
+    for own, other in zip(found[1].masks, alone.masks, strict=True):
+        assert overlap(own.pixels, other.pixels) >= 0.999
+
+
 def test_masks__reach_over_the_whole_padded_box(segmenter: Segmenter) -> None:
     picture = small.pictures(1, 100, 150)[0]
     box = np.asarray([[50, 40, 90, 60]], np.float32)
@@ -116,6 +127,15 @@ def test_graphs__are_fit_for_engines(bundle: Path) -> None:
     assert free >= {"image", "boxes", "logits", "iou"}
     assert all(isinstance(axis, int) for shape in shapes.values() for axis in shape[1:])
     assert shapes["logits"][1:] == [64, 64] and shapes["image"][1:] == [256, 256, 3]
+
+
+def test_graphs__opset_17_computes_the_same(bundle: Path) -> None:
+    images = np.stack(small.pictures(2))
+    features = run_in_both(bundle, "encoder", {"image": images})
+    boxes = small.boxes(7, small.SIDE, small.SIDE)
+    one = {name: value[:1] for name, value in features.items()}
+    found = run_in_both(bundle, "decoder", {**one, "boxes": boxes})
+    assert found["logits"].shape == (7, 64, 64) and found["iou"].shape == (7,)
 
 
 def test_bundle__says_how_to_use_it_and_verifies(bundle: Path) -> None:
