@@ -29,6 +29,7 @@ from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked
 from tk.runtime.parity import THRESHOLDS, Measure
 from tk.runtime.preprocess import ImageSpec
+from tk.runtime.verify import verify
 
 ALL = Request(precisions=PRECISIONS)
 
@@ -68,6 +69,21 @@ def test_precisions__all_of_them_in_one_bundle(whole: tuple[Path, list[str]]) ->
     tests = {(f["file"], f["test"], f["batch"]) for f in report["figures"]}
     assert ("model.int8.onnx", "batch invariance", 5) in tests
     assert ("model.bf16.onnx", "batch invariance", 5) in tests
+    near = [f for f in report["figures"] if f["test"] == "neighbours"]
+    assert {(f["metric"], f["batch"]) for f in near} == {
+        ("neighbours_kept", 32),
+        ("same_neighbour", 32),
+    }
+    assert {f["file"] for f in near} == files and all(f["passed"] for f in near)
+    assert any("int8.onnx: embedding on onnxruntime-cpu, neighbours, " in text for text in lines)
+    with np.load(bundle / "probe.npz") as probe:  # so that `tk verify` sees neighbours too
+        assert (
+            len(probe["input/image"]) == 16 > Bundle.open(bundle).manifest.parts["model"].max_batch
+        )
+    (row,) = [
+        r for r in verify(bundle, precision="int8", backend="onnxruntime")[1] if not r.skipped
+    ]
+    assert {m.metric for m in row.measures["model"]} >= {"neighbours_kept"} and row.passed
 
 
 def test_precisions__the_files_hold_what_their_names_say(whole: tuple[Path, list[str]]) -> None:
@@ -91,6 +107,31 @@ def test_precisions__a_session_answers_like_pytorch(
     with Bundle.open(bundle).session(precision=precision) as session:
         found = session.run({"image": canvases[:5]})["embedding"]
     assert (expected[:5] * found).sum(1).min() > THRESHOLDS[precision]["cosine"]
+
+
+class Close(nn.Module):
+    """Embeddings around one direction: a cosine hardly sees what int8 does to the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Linear(8 * 8 * 3, 32)
+        self.middle = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.head(self.middle(self.stem(image.float().flatten(1) / 255 - 0.5)))
+        return nn.functional.normalize(nn.functional.pad(0.02 * x, (0, 0)) + torch.eye(8)[0])
+
+
+def test_gate__int8_that_moves_neighbours_fails_at_any_cosine(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(THRESHOLDS["int8"], "neighbours_kept", 0.9999)
+    request = Request(precisions=("int8",), fallback=False)
+    with pytest.raises(CheckFailed, match="does not reach int8") as caught:
+        write_bundle(small_model(Close(), tmp_path), tmp_path / "b", images, request=request)
+    assert "neighbours_kept" in caught.value.found and "cosine" not in caught.value.found
 
 
 def test_precisions__opset_17_at_every_one(images: Path, tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Artifact
-from tk.runtime.parity import Measure, compare
+from tk.runtime.parity import Measure, compare, compare_neighbours
 
 PICTURES_ONE_BY_ONE = 8
 """Pictures of the thorough gate for a part that takes one picture per call."""
+
+NEIGHBOURS = "neighbours"
+"""The test that looks at all pictures together; its batch is their number."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Verdict:
     """One figure of one pair (artifact, back end).
 
     Attributes:
-        test: `parity` (against PyTorch) or `batch invariance` (against itself, one by one).
-        batch: size of the free axis.
+        test: `parity` (against PyTorch), `batch invariance` (against itself, one by one), or
+            `neighbours` (of embeddings, against PyTorch).
+        batch: size of the free axis; for `neighbours` number of pictures.
     """
 
     file: str
@@ -75,6 +79,7 @@ class _Case:
     inputs: Arrays
     expected: Arrays
     alone: bool  # whether each row is compared with itself in the batch too
+    fresh: int  # rows at its beginning that show pictures of no other case with fresh rows
 
 
 class Reference:
@@ -92,12 +97,14 @@ class Reference:
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
-        self._cases = list(self._make(canvases, thorough))
+        # Neighbours are looked for among all pictures, so an embedder has to see them.
+        self._cases = list(self._make(canvases, thorough or self.task == "embedder"))
 
     def _make(self, canvases: NDArray[np.uint8], thorough: bool) -> Iterator[_Case]:
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):
-            yield self._case(canvases, batch, batch > 1)
+            fresh = min(batch, len(canvases)) if batch == largest else 0
+            yield self._case(canvases, batch, batch > 1, fresh)
         if not thorough:
             return
         one = any(spec.shape[:1] == (1,) for spec in self.part.spec.inputs) or not self._free
@@ -105,11 +112,11 @@ class Reference:
         for start in range(step, min(end, len(canvases)), step):
             more = canvases[start : start + step]
             rows = largest if one and self._free else len(more)
-            yield self._case(more, rows, False)
+            yield self._case(more, rows, False, len(more))
 
-    def _case(self, canvases: NDArray[np.uint8], batch: int, alone: bool) -> _Case:
+    def _case(self, canvases: NDArray[np.uint8], batch: int, alone: bool, fresh: int) -> _Case:
         inputs = self.part.feed(canvases, batch)
-        return _Case(batch, inputs, self.part.run(inputs), alone)
+        return _Case(batch, inputs, self.part.run(inputs), alone, fresh)
 
     def measure(self, session: Session, file: str) -> list[Verdict]:
         """Compare a session with PyTorch and with itself.
@@ -119,17 +126,35 @@ class Reference:
         """
         verdicts: list[Verdict] = []
 
-        def note(test: str, batch: int, expected: Arrays, found: Arrays) -> None:
-            for measure in compare(self.task, self.name, expected, found, session.precision):
+        def note(test: str, batch: int, measures: list[Measure]) -> None:
+            for measure in measures:
                 verdicts.append(Verdict(file, session.backend, self.name, test, batch, measure))
 
+        def equal(expected: Arrays, found: Arrays) -> list[Measure]:
+            return compare(self.task, self.name, expected, found, session.precision)
+
+        answers: list[Arrays] = []
         for case in self._cases:
             found = session.run(case.inputs)
-            note("parity", case.batch, case.expected, found)
+            answers.append(found)
+            note("parity", case.batch, equal(case.expected, found))
             if case.alone:
                 rows = self._one_by_one(session, case.inputs)
-                note("batch invariance", case.batch, rows, found)
+                note("batch invariance", case.batch, equal(rows, found))
+        expected, found = self._fresh([c.expected for c in self._cases]), self._fresh(answers)
+        near = compare_neighbours(self.task, expected, found, session.precision)
+        note(NEIGHBOURS, sum(case.fresh for case in self._cases), near)
         return verdicts
+
+    def _fresh(self, answers: Sequence[Arrays]) -> Arrays:
+        """Of an embedder: one row per picture, from what was answered to each case."""
+        if self.task != "embedder":
+            return {}
+        cases = list(zip(self._cases, answers, strict=True))
+        return {
+            spec.name: np.concatenate([rows[spec.name][: case.fresh] for case, rows in cases])
+            for spec in self.part.spec.outputs
+        }
 
     def _one_by_one(self, session: Session, inputs: Arrays) -> Arrays:
         """Run each row of the free axis alone and put the answers together."""
@@ -198,7 +223,8 @@ def summarise(verdicts: Sequence[Verdict]) -> list[str]:
             worst[key] = measure
     return [
         f"{'ok  ' if measure.passed else 'FAIL'} {file}: {output} on {backend}, {test}, {metric} "
-        f"{measure.value:.6g} (needs {measure.threshold:g}), batches {sorted(set(batches[key]))}"
+        f"{measure.value:.6g} (needs {measure.threshold:g}), "
+        f"{'images' if test == NEIGHBOURS else 'batches'} {sorted(set(batches[key]))}"
         for key, measure in worst.items()
         for file, backend, test, output, metric in [key]
     ]
