@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart
 from tk.runtime.backends.base import Arrays, Session
-from tk.runtime.backends.registry import BACKENDS
+from tk.runtime.backends.registry import BACKENDS, Backend
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Artifact
 from tk.runtime.parity import Measure, compare, compare_neighbours
+from tk.runtime.progress import Progress, Silent, progress
 
 PICTURES_ONE_BY_ONE = 8
 """Pictures of the thorough gate for a part that takes one picture per call."""
@@ -98,13 +99,27 @@ class Reference:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
         # Neighbours are looked for among all pictures, so an embedder has to see them.
-        self._cases = list(self._make(canvases, thorough or self.task == "embedder"))
+        plan = list(self._plan(canvases, thorough or self.task == "embedder"))
+        self._cases = []
+        with progress(f"answers of PyTorch, {name}", len(plan)) as bar:
+            for more, rows, alone, fresh in plan:
+                inputs = self.part.feed(more, rows)
+                self._cases.append(_Case(rows, inputs, self.part.run(inputs), alone, fresh))
+                bar.advance()
 
-    def _make(self, canvases: NDArray[np.uint8], thorough: bool) -> Iterator[_Case]:
+    @property
+    def steps(self) -> int:
+        """How often `measure` advances its bar."""
+        return len(self._cases)
+
+    def _plan(
+        self, canvases: NDArray[np.uint8], thorough: bool
+    ) -> Iterator[tuple[NDArray[np.uint8], int, bool, int]]:
+        """Pictures, rows, and `alone` and `fresh` of each case."""
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):
             fresh = min(batch, len(canvases)) if batch == largest else 0
-            yield self._case(canvases, batch, batch > 1, fresh)
+            yield canvases, batch, batch > 1, fresh
         if not thorough:
             return
         one = any(spec.shape[:1] == (1,) for spec in self.part.spec.inputs) or not self._free
@@ -112,14 +127,15 @@ class Reference:
         for start in range(step, min(end, len(canvases)), step):
             more = canvases[start : start + step]
             rows = largest if one and self._free else len(more)
-            yield self._case(more, rows, False, len(more))
+            yield more, rows, False, len(more)
 
-    def _case(self, canvases: NDArray[np.uint8], batch: int, alone: bool, fresh: int) -> _Case:
-        inputs = self.part.feed(canvases, batch)
-        return _Case(batch, inputs, self.part.run(inputs), alone, fresh)
-
-    def measure(self, session: Session, file: str) -> list[Verdict]:
+    def measure(self, session: Session, file: str, bar: Progress | None = None) -> list[Verdict]:
         """Compare a session with PyTorch and with itself.
+
+        Args:
+            session: of the part.
+            file: for the verdicts.
+            bar: advanced `steps` times.
 
         Raises:
             TkError: it fails while running, or gives outputs of other shapes.
@@ -134,6 +150,7 @@ class Reference:
             return compare(self.task, self.name, expected, found, session.precision)
 
         answers: list[Arrays] = []
+        bar = bar or Silent()
         for case in self._cases:
             found = session.run(case.inputs)
             answers.append(found)
@@ -141,6 +158,7 @@ class Reference:
             if case.alone:
                 rows = self._one_by_one(session, case.inputs)
                 note("batch invariance", case.batch, equal(rows, found))
+            bar.advance(note=session.backend)
         expected, found = self._fresh([c.expected for c in self._cases]), self._fresh(answers)
         near = compare_neighbours(self.task, expected, found, session.precision)
         note(NEIGHBOURS, sum(case.fresh for case in self._cases), near)
@@ -167,8 +185,17 @@ class Reference:
         return {t.name: np.concatenate([row[t.name] for row in rows]) for t in spec.outputs}
 
 
+def judges(kind: str) -> list[Backend]:
+    """Back ends of this machine for a kind of files."""
+    return [b for b in BACKENDS.values() if b.kind == kind and not b.load().missing()]
+
+
 def judge_artifact(
-    reference: Reference, artifact: Artifact, data: bytes, weights: bytes = b""
+    reference: Reference,
+    artifact: Artifact,
+    data: bytes,
+    weights: bytes = b"",
+    bar: Progress | None = None,
 ) -> Judgement:
     """Judge a file on every back end of this machine that runs its kind.
 
@@ -177,14 +204,11 @@ def judge_artifact(
         artifact: what the manifest will say of it.
         data: its content.
         weights: content of the file beside it, if it has one.
+        bar: advanced `reference.steps` times for each of `judges`.
     """
     found = Judgement()
-    for backend in BACKENDS.values():
-        if backend.kind != artifact.kind:
-            continue
+    for backend in judges(artifact.kind):
         module = backend.load()
-        if module.missing():
-            continue  # not a back end of this machine
         try:
             if reason := module.refusal(artifact.facts):
                 raise TkError(reason)
@@ -198,7 +222,7 @@ def judge_artifact(
                 facts=artifact.facts,
             )
             with opened as session:
-                found.verdicts.extend(reference.measure(session, artifact.file))
+                found.verdicts.extend(reference.measure(session, artifact.file, bar))
         except TkError as error:
             found.refusals.append(Refusal(artifact.file, backend.name, error.what))
     return found

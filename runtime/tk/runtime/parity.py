@@ -79,10 +79,10 @@ Cosines, overlaps and differences are the worst over all rows, not their mean. B
 judged by the same numbers: an engine may choose other kernels for another batch, and these differ
 by as much as the precision rounds, never by more.
 
-`neighbours_kept` (`tk.runtime.metrics.neighbours`) is a mean over the images, for one neighbour more
-or less is chance. Its scale is that of the embeddings: 1 as good as float32, 0 as good as by lot;
-int8 may lose a twentieth of what there is to lose. `same_neighbour` is recorded and never fails:
-of 16 images one is 6 %, and near-equal neighbours change places without harm.
+`neighbours_kept` (`tk.runtime.metrics.neighbours`) is summed over the images, for one neighbour
+more or less is chance. Its scale is that of the embeddings: 1 as good as float32, 0 as good as by
+lot; int8 may lose a twentieth of what there is to lose. `same_neighbour` is recorded and never
+fails: of 16 images one is 6 %, and near-equal neighbours change places without harm.
 """
 
 FEWEST_NEIGHBOURS = 3

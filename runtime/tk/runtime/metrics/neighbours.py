@@ -1,4 +1,4 @@
-"""What rounding does to nearest neighbours: how much similarity they lose, not only how many change.
+"""What rounding does to nearest neighbours: what they lose, not only how many change.
 
 A cosine between an embedding and its rounded self says little where all embeddings lie close
 together: there 0.9999 can change every third neighbour. A share of unchanged neighbours says too
