@@ -32,7 +32,8 @@ def tk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFi
             run_cli()
         except SystemExit as end:
             code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return call
 

@@ -100,7 +100,7 @@ class Reference:
         self._free = _batch_axis(self.part)
         # Neighbours are looked for among all pictures, so an embedder has to see them.
         plan = list(self._plan(canvases, thorough or self.task == "embedder"))
-        self._cases = []
+        self._cases: list[_Case] = []
         with progress(f"answers of PyTorch, {name}", len(plan)) as bar:
             for more, rows, alone, fresh in plan:
                 inputs = self.part.feed(more, rows)

@@ -160,7 +160,8 @@ def compare_neighbours(
     """
     if task != "embedder":
         return []
-    limits, measures = THRESHOLDS[precision], []
+    limits = THRESHOLDS[precision]
+    measures: list[Measure] = []
     for output, rows in expected.items():
         if len(rows) >= FEWEST_NEIGHBOURS:
             figures = neighbours_kept(rows, found[output])

@@ -164,19 +164,19 @@ def _replace(path: Path, named: Mapping[str, Artifact], rows: Sequence[VerifyRow
     _drop(path, {artifact.file for artifact in added})
     bundle = Bundle.open(path)
     own = {name: artifact.file for name, artifact in named.items()}
-    rows = [
+    renamed = [
         replace(row, files={part: own.get(file, file) for part, file in row.files.items()})
         for row in rows
     ]
     try:
         for name, file in own.items():
             os.replace(path / name, path / file)
-        record(bundle, rows, added)
+        record(bundle, renamed, added)
     except BaseException:  # a file that no manifest names would stay for ever
         for artifact in added:
             (path / artifact.file).unlink(missing_ok=True)
         raise
-    return Added([artifact.file for artifact in added], rows)
+    return Added([artifact.file for artifact in added], renamed)
 
 
 def _must_pass(path: Path, rows: Sequence[VerifyRow]) -> None:
