@@ -29,6 +29,7 @@ from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked
 from tk.runtime.parity import THRESHOLDS, Measure
 from tk.runtime.preprocess import ImageSpec
+from tk.runtime.verify import verify
 
 ALL = Request(precisions=PRECISIONS)
 
@@ -68,6 +69,21 @@ def test_precisions__all_of_them_in_one_bundle(whole: tuple[Path, list[str]]) ->
     tests = {(f["file"], f["test"], f["batch"]) for f in report["figures"]}
     assert ("model.int8.onnx", "batch invariance", 5) in tests
     assert ("model.bf16.onnx", "batch invariance", 5) in tests
+    near = [f for f in report["figures"] if f["test"] == "neighbours"]
+    assert {(f["metric"], f["batch"]) for f in near} == {
+        ("neighbours_kept", 32),
+        ("same_neighbour", 32),
+    }
+    assert {f["file"] for f in near} == files and all(f["passed"] for f in near)
+    assert any("int8.onnx: embedding on onnxruntime-cpu, neighbours, " in text for text in lines)
+    with np.load(bundle / "probe.npz") as probe:  # so that `tk verify` sees neighbours too
+        assert (
+            len(probe["input/image"]) == 16 > Bundle.open(bundle).manifest.parts["model"].max_batch
+        )
+    (row,) = [
+        r for r in verify(bundle, precision="int8", backend="onnxruntime")[1] if not r.skipped
+    ]
+    assert {m.metric for m in row.measures["model"]} >= {"neighbours_kept"} and row.passed
 
 
 def test_precisions__the_files_hold_what_their_names_say(whole: tuple[Path, list[str]]) -> None:
@@ -91,6 +107,16 @@ def test_precisions__a_session_answers_like_pytorch(
     with Bundle.open(bundle).session(precision=precision) as session:
         found = session.run({"image": canvases[:5]})["embedding"]
     assert (expected[:5] * found).sum(1).min() > THRESHOLDS[precision]["cosine"]
+
+
+def test_gate__int8_that_moves_neighbours_fails_at_a_good_cosine(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(THRESHOLDS["int8"], "neighbours_kept", 1.5)
+    request = Request(precisions=("int8",), fallback=False)
+    with pytest.raises(CheckFailed, match="does not reach int8") as caught:
+        write_bundle(small_model(Mlp(), tmp_path), tmp_path / "b", images, request=request)
+    assert "neighbours_kept" in caught.value.found and "cosine" not in caught.value.found
 
 
 def test_precisions__opset_17_at_every_one(images: Path, tmp_path: Path) -> None:
@@ -162,6 +188,33 @@ def test_precisions__nothing_to_lower_is_said(precision: str, images: Path, tmp_
             images,
             request=Request(precisions=(precision,)),
         )
+
+
+class Convolutions(nn.Module):
+    """As the compact detector and segmenter: no product of matrices anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(a, 8, 3, padding=1), nn.ReLU()) for a in (3, 8, 8, 8)),
+            nn.Conv2d(8, 8, 1),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.layers(image.float().permute(0, 3, 1, 2) / 255 - 0.5)
+        return nn.functional.normalize(x.mean((2, 3)))
+
+
+def test_precisions__convolutions_have_no_bfloat16_yet(images: Path, tmp_path: Path) -> None:
+    model = small_model(Convolutions(), tmp_path)
+    with pytest.raises(TkError, match="anything to compute in bf16") as caught:
+        write_bundle(model, tmp_path / "b", images, request=Request(precisions=("bf16",)))
+    assert "Conv, which ONNX knows in bfloat16 from opset 22 on" in caught.value.found
+    assert "fp16 and int8 can hold" in caught.value.fix and not (tmp_path / "b").exists()
+    write_bundle(model, tmp_path / "b", images, request=Request(precisions=("fp16",)))
+    verdicts = Bundle.open(tmp_path / "b").verdicts
+    assert all(passed for (file, _), passed in verdicts.items() if file == "model.fp16.onnx")
 
 
 @pytest.mark.parametrize(("good", "broken"), [(31, 0), (20, 30)])

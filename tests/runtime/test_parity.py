@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Part, TensorSpec
-from tk.runtime.parity import _assign, compare, row_cosine, run_parts
+from tk.runtime.parity import _assign, compare, compare_neighbours, row_cosine, run_parts
 
 
 def test_row_cosine__closed_form_and_not_finite() -> None:
@@ -196,3 +196,18 @@ def test_compare__other_shape_is_an_error() -> None:
         compare("embedder", "model", a, {"embedding": np.ones((1, 3), np.float32)}, "fp32")
     with pytest.raises(TkError, match="no parity thresholds"):
         compare("embedder", "model", a, a, "fp4")
+
+
+def test_neighbours__of_embeddings_and_of_nothing_else() -> None:
+    circle = np.deg2rad([0, 10, 90])
+    right = {"embedding": np.stack([np.cos(circle), np.sin(circle)], 1)}
+    wrong = {"embedding": right["embedding"][[0, 2, 1]]}  # 10 and 90 degrees change places
+    kept, same = compare_neighbours("embedder", right, right, "int8")
+    assert (kept.metric, kept.value, kept.passed) == ("neighbours_kept", 1.0, True)
+    assert (same.metric, same.value, same.passed) == ("same_neighbour", 1.0, True)
+    kept, same = compare_neighbours("embedder", right, wrong, "int8")
+    assert kept.value < 0.95 and not kept.passed
+    assert same.value == 0.0 and same.passed, "recorded, never judged"
+    assert compare_neighbours("detector", right, wrong, "int8") == []
+    two = {"embedding": right["embedding"][:2]}
+    assert compare_neighbours("embedder", two, two, "int8") == []

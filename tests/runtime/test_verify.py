@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
+from numpy.typing import NDArray
 from tests import tiny_bundles
 from tests.export.tensorrt.world import GPU, World
 
 from tk.cli import run as run_cli
 from tk.runtime import parity
-from tk.runtime.bundle import Bundle
+from tk.runtime.bundle import PROBE, Bundle
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import read_json, write_json
 from tk.runtime.manifest import Artifact
@@ -52,6 +53,25 @@ MIXING = tiny_bundles.EMBEDDER.replace("mean = ", "other = ").replace(
     embedding = LpNorm""",
 )
 """Right at batches of one and two, which the probe has, and wrong above."""
+
+
+COARSE = tiny_bundles.EMBEDDER.replace("mean = ", "other = ").replace(
+    "embedding = LpNorm",
+    """step = Constant<value_floats = [8.0]> ()
+    parts = Div (other, step)
+    whole = Round (parts)
+    mean = Mul (whole, step)
+    embedding = LpNorm""",
+)
+"""Rounds colours to steps of eight: nearly the same vectors, other neighbours."""
+
+
+def give_probe(folder: Path, images: NDArray[np.uint8]) -> None:
+    """Put other pictures, and what the tiny embedder says of them, into the probe; then `add`."""
+    mean = images.astype(np.float64).mean(axis=(1, 2))
+    embedding = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    probe: dict[str, Any] = {"input/image": images, "output/model/embedding": embedding}
+    np.savez_compressed(folder / PROBE, allow_pickle=False, **probe)
 
 
 def add(folder: Path, text: str, precision: str, verdicts: dict[str, bool]) -> None:
@@ -154,6 +174,24 @@ def test_verify__a_pair_never_judged_is_run_at_the_largest_batch(bundle: Path) -
     assert not row.passed and not row.judged
     add(bundle, MIXING.replace("[2]", "[3]"), "fp16", {})
     assert table(verify(bundle)[1])["fp16 on onnxruntime-cpu"].passed
+
+
+def test_verify__neighbours_of_the_probe(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loose = {**parity.THRESHOLDS["fp32"], "cosine": 0.99, "neighbours_kept": 0.95}
+    monkeypatch.setitem(parity.THRESHOLDS, "int8", loose)
+    colours = np.asarray(
+        [[100, 100, c] for c in (99, 101, 107, 109, 115)], np.uint8
+    )  # more than the largest batch takes; 101 and 99 are near, and round to different steps
+    give_probe(bundle, np.tile(colours[:, None, None], (1, 64, 64, 1)))
+    add(bundle, tiny_bundles.EMBEDDER, "fp16", {"onnxruntime-cpu": True})
+    add(bundle, COARSE, "int8", {"onnxruntime-cpu": True})
+    rows = table(verify(bundle)[1])
+    for name, passed in (("fp16 on onnxruntime-cpu", True), ("int8 on onnxruntime-cpu", False)):
+        figures = {m.metric: m for m in rows[name].measures["model"]}
+        assert set(figures) == {"cosine", "neighbours_kept", "same_neighbour"}
+        assert figures["cosine"].passed and figures["neighbours_kept"].passed is passed, figures
+        assert (figures["same_neighbour"].value == 1.0) is passed
+        assert rows[name].passed is passed
 
 
 def test_verify__a_plan_for_this_machine_among_others(

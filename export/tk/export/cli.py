@@ -115,8 +115,9 @@ def export(
     machine. A back end that fails is never chosen for that file; a file that fails everywhere is
     mixed with float32 until it passes, or nothing is kept and the exit code is 1.
 
-    OUT may be a bundle of the same checkpoint: what it lacks is added. int8 needs 32 readable
-    images or more in --images, best 100 that look like those to come.
+    OUT may be a bundle of the same checkpoint: precisions that it lacks are added; `tk plan OUT`
+    adds TensorRT plans. int8 needs 32 readable images or more in --images, best 100 that look like
+    those to come.
 
     Example: tk export runs/detector bundles/detector --images scenes/test/images
 
@@ -146,11 +147,11 @@ def export(
         hardware=hardware,
         cache=timing_cache,
     )
-    request.check_machine()
     if overwrite:
         refuse_existing(out, overwrite=True)
     else:
         open_existing(out, request)
+    request.check_machine()
     started = time.monotonic()
     canvas = parse_size(size)
     model = open_source(source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg)

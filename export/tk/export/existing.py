@@ -110,9 +110,7 @@ def open_existing(out: Path, request: Request) -> Existing | None:
         return None
     old = Existing(Bundle.open(out))
     if request.plans:
-        raise TkError(
-            f"{out} exists already; plans are added only when their graphs are made", fix=AGAIN
-        )
+        raise _plans_come_otherwise(out, old, request)
     if old.precisions >= set(request.precisions):
         raise TkError(
             f"{out} exists already and holds {', '.join(sorted(old.precisions))}",
@@ -120,6 +118,18 @@ def open_existing(out: Path, request: Request) -> Existing | None:
             fix="ask for another --precision to add it, or add --overwrite to make it anew",
         )
     return old
+
+
+def _plans_come_otherwise(out: Path, old: Existing, request: Request) -> TkError:
+    """What to type to get plans for graphs that lie in a bundle, or may be added to it."""
+    lost = [name for name in request.precisions if name not in old.precisions]
+    wanted = f" --precision {','.join(request.precisions)}"
+    first = f"tk export SOURCE {out} --images DIR --precision {','.join(lost)}; then " * bool(lost)
+    return TkError(
+        f"{out} exists already; plans of a bundle are built from its graphs, without PyTorch",
+        found=f"graphs in {', '.join(sorted(old.precisions))}",
+        fix=f"{first}tk plan {out}{wanted}",
+    )
 
 
 def clear_leftovers(out: Path) -> None:

@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart
 from tk.runtime.backends.base import Arrays, Session
-from tk.runtime.backends.registry import BACKENDS
+from tk.runtime.backends.registry import BACKENDS, Backend
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Artifact
-from tk.runtime.parity import Measure, compare
+from tk.runtime.parity import Measure, compare, compare_neighbours
+from tk.runtime.progress import Progress, Silent, progress
 
 PICTURES_ONE_BY_ONE = 8
 """Pictures of the thorough gate for a part that takes one picture per call."""
+
+NEIGHBOURS = "neighbours"
+"""The test that looks at all pictures together; its batch is their number."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class Verdict:
     """One figure of one pair (artifact, back end).
 
     Attributes:
-        test: `parity` (against PyTorch) or `batch invariance` (against itself, one by one).
-        batch: size of the free axis.
+        test: `parity` (against PyTorch), `batch invariance` (against itself, one by one), or
+            `neighbours` (of embeddings, against PyTorch).
+        batch: size of the free axis; for `neighbours` number of pictures.
     """
 
     file: str
@@ -75,6 +80,7 @@ class _Case:
     inputs: Arrays
     expected: Arrays
     alone: bool  # whether each row is compared with itself in the batch too
+    fresh: int  # rows at its beginning that show pictures of no other case with fresh rows
 
 
 class Reference:
@@ -92,12 +98,28 @@ class Reference:
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
-        self._cases = list(self._make(canvases, thorough))
+        # Neighbours are looked for among all pictures, so an embedder has to see them.
+        plan = list(self._plan(canvases, thorough or self.task == "embedder"))
+        self._cases: list[_Case] = []
+        with progress(f"answers of PyTorch, {name}", len(plan)) as bar:
+            for more, rows, alone, fresh in plan:
+                inputs = self.part.feed(more, rows)
+                self._cases.append(_Case(rows, inputs, self.part.run(inputs), alone, fresh))
+                bar.advance()
 
-    def _make(self, canvases: NDArray[np.uint8], thorough: bool) -> Iterator[_Case]:
+    @property
+    def steps(self) -> int:
+        """How often `measure` advances its bar."""
+        return len(self._cases)
+
+    def _plan(
+        self, canvases: NDArray[np.uint8], thorough: bool
+    ) -> Iterator[tuple[NDArray[np.uint8], int, bool, int]]:
+        """Pictures, rows, and `alone` and `fresh` of each case."""
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):
-            yield self._case(canvases, batch, batch > 1)
+            fresh = min(batch, len(canvases)) if batch == largest else 0
+            yield canvases, batch, batch > 1, fresh
         if not thorough:
             return
         one = any(spec.shape[:1] == (1,) for spec in self.part.spec.inputs) or not self._free
@@ -105,31 +127,52 @@ class Reference:
         for start in range(step, min(end, len(canvases)), step):
             more = canvases[start : start + step]
             rows = largest if one and self._free else len(more)
-            yield self._case(more, rows, False)
+            yield more, rows, False, len(more)
 
-    def _case(self, canvases: NDArray[np.uint8], batch: int, alone: bool) -> _Case:
-        inputs = self.part.feed(canvases, batch)
-        return _Case(batch, inputs, self.part.run(inputs), alone)
-
-    def measure(self, session: Session, file: str) -> list[Verdict]:
+    def measure(self, session: Session, file: str, bar: Progress | None = None) -> list[Verdict]:
         """Compare a session with PyTorch and with itself.
+
+        Args:
+            session: of the part.
+            file: for the verdicts.
+            bar: advanced `steps` times.
 
         Raises:
             TkError: it fails while running, or gives outputs of other shapes.
         """
         verdicts: list[Verdict] = []
 
-        def note(test: str, batch: int, expected: Arrays, found: Arrays) -> None:
-            for measure in compare(self.task, self.name, expected, found, session.precision):
+        def note(test: str, batch: int, measures: list[Measure]) -> None:
+            for measure in measures:
                 verdicts.append(Verdict(file, session.backend, self.name, test, batch, measure))
 
+        def equal(expected: Arrays, found: Arrays) -> list[Measure]:
+            return compare(self.task, self.name, expected, found, session.precision)
+
+        answers: list[Arrays] = []
+        bar = bar or Silent()
         for case in self._cases:
             found = session.run(case.inputs)
-            note("parity", case.batch, case.expected, found)
+            answers.append(found)
+            note("parity", case.batch, equal(case.expected, found))
             if case.alone:
                 rows = self._one_by_one(session, case.inputs)
-                note("batch invariance", case.batch, rows, found)
+                note("batch invariance", case.batch, equal(rows, found))
+            bar.advance(note=session.backend)
+        expected, found = self._fresh([c.expected for c in self._cases]), self._fresh(answers)
+        near = compare_neighbours(self.task, expected, found, session.precision)
+        note(NEIGHBOURS, sum(case.fresh for case in self._cases), near)
         return verdicts
+
+    def _fresh(self, answers: Sequence[Arrays]) -> Arrays:
+        """Of an embedder: one row per picture, from what was answered to each case."""
+        if self.task != "embedder":
+            return {}
+        cases = list(zip(self._cases, answers, strict=True))
+        return {
+            spec.name: np.concatenate([rows[spec.name][: case.fresh] for case, rows in cases])
+            for spec in self.part.spec.outputs
+        }
 
     def _one_by_one(self, session: Session, inputs: Arrays) -> Arrays:
         """Run each row of the free axis alone and put the answers together."""
@@ -142,8 +185,17 @@ class Reference:
         return {t.name: np.concatenate([row[t.name] for row in rows]) for t in spec.outputs}
 
 
+def judges(kind: str) -> list[Backend]:
+    """Back ends of this machine for a kind of files."""
+    return [b for b in BACKENDS.values() if b.kind == kind and not b.load().missing()]
+
+
 def judge_artifact(
-    reference: Reference, artifact: Artifact, data: bytes, weights: bytes = b""
+    reference: Reference,
+    artifact: Artifact,
+    data: bytes,
+    weights: bytes = b"",
+    bar: Progress | None = None,
 ) -> Judgement:
     """Judge a file on every back end of this machine that runs its kind.
 
@@ -152,14 +204,11 @@ def judge_artifact(
         artifact: what the manifest will say of it.
         data: its content.
         weights: content of the file beside it, if it has one.
+        bar: advanced `reference.steps` times for each of `judges`.
     """
     found = Judgement()
-    for backend in BACKENDS.values():
-        if backend.kind != artifact.kind:
-            continue
+    for backend in judges(artifact.kind):
         module = backend.load()
-        if module.missing():
-            continue  # not a back end of this machine
         try:
             if reason := module.refusal(artifact.facts):
                 raise TkError(reason)
@@ -173,7 +222,7 @@ def judge_artifact(
                 facts=artifact.facts,
             )
             with opened as session:
-                found.verdicts.extend(reference.measure(session, artifact.file))
+                found.verdicts.extend(reference.measure(session, artifact.file, bar))
         except TkError as error:
             found.refusals.append(Refusal(artifact.file, backend.name, error.what))
     return found
@@ -198,7 +247,8 @@ def summarise(verdicts: Sequence[Verdict]) -> list[str]:
             worst[key] = measure
     return [
         f"{'ok  ' if measure.passed else 'FAIL'} {file}: {output} on {backend}, {test}, {metric} "
-        f"{measure.value:.6g} (needs {measure.threshold:g}), batches {sorted(set(batches[key]))}"
+        f"{measure.value:.6g} (needs {measure.threshold:g}), "
+        f"{'images' if test == NEIGHBOURS else 'batches'} {sorted(set(batches[key]))}"
         for key, measure in worst.items()
         for file, backend, test, output, metric in [key]
     ]

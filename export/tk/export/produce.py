@@ -10,24 +10,29 @@ from typing import Any, overload
 import onnx
 import orjson
 
-from tk.export.gate import Judgement, Reference, judge_artifact, summarise
+from tk.export.gate import Judgement, Reference, judge_artifact, judges, summarise
 from tk.export.graph import Graph, must_be_fit, to_onnx
 from tk.export.model import ExportModel, ExportPart
 from tk.export.pictures import Pictures
 from tk.export.precision.cast import float32_nodes
 from tk.export.precision.emulated_session import EMULATED
 from tk.export.precision.make import Maker, make_maker
+from tk.export.precision.sides import WORK
 from tk.export.reach import BuildPlan, File, Reach, Reached, graph_file, sum_up, with_facts
 from tk.export.request import Request
 from tk.export.weights import SUFFIX
 from tk.runtime.backends.base import Arrays
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.preprocess import spec_to_json
+from tk.runtime.progress import progress
 
 RANGE_ROWS, RANGE_RUNS = 4, 4
 """Rows and runs that show how large values become, for fp16 and bf16."""
 
 REFERENCE_BACKEND = "onnxruntime-cpu"
+
+NO_BF16 = frozenset({"Conv", "ConvTranspose", "DeformConv"})
+"""Work that has no bfloat16 before opset 22."""
 
 
 @dataclass
@@ -115,9 +120,11 @@ class Producer:
             graphs[name] = self._file(file, name, graph)
         judgement = Judgement()
         for name, graph_ in graphs.items():
-            own = judge_artifact(
-                self.references[name], graph_.artifact, graph_.data, graph_.weights
-            )
+            reference = self.references[name]
+            with progress(f"gate {name}.fp32", reference.steps * len(judges("onnx"))) as bar:
+                own = judge_artifact(
+                    reference, graph_.artifact, graph_.data, graph_.weights, bar=bar
+                )
             _must_pass_float32(own)
             judgement += own
         files = list(graphs.values())
@@ -148,10 +155,7 @@ class Producer:
             if found is not None:
                 reached[name] = found
         if not reached:
-            raise TkError(
-                f"no part of this model has anything to compute in {precision}",
-                fix=f"leave {precision} out of --precision",
-            )
+            raise _nothing_to_lower(precision, graphs)
         files = [file for found in reached.values() for file in found.candidate.files]
         judgement = sum((f.candidate.judgement for f in reached.values()), Judgement())
         self._add(precision, files, judgement, reached)
@@ -259,6 +263,30 @@ def write_file(file: File, folder: Path) -> None:
     path.write_bytes(file.data)
     if file.weights:
         (folder / file.artifact.weights).write_bytes(file.weights)
+
+
+def _nothing_to_lower(precision: str, graphs: dict[str, File]) -> TkError:
+    """Say why no part has anything to compute in a precision."""
+    types = {
+        node.op_type
+        for graph in graphs.values()
+        for node in onnx.load_model_from_string(graph.data).graph.node
+        if node.op_type in WORK
+    }
+    found = "its products and convolutions all stay in float32 by rule (docs/precision.md)"
+    if not types:
+        found = "it has neither products nor convolutions"
+    elif precision == "bf16" and types <= NO_BF16:
+        found = (
+            f"all its arithmetic is {', '.join(sorted(types))}, which ONNX knows in bfloat16 from "
+            "opset 22 on; tk writes 17 and 18, which engines read"
+        )
+    others = "; fp16 and int8 can hold convolutions" if "opset" in found else ""
+    return TkError(
+        f"no part of this model has anything to compute in {precision}",
+        found=found,
+        fix=f"leave {precision} out of --precision{others}",
+    )
 
 
 def _must_pass_float32(judgement: Judgement) -> None:

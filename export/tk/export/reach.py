@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from tk.export.gate import Judgement, Reference, Refusal, judge_artifact, summarise
+from tk.export.gate import Judgement, Reference, Refusal, judge_artifact, judges, summarise
 from tk.export.precision.emulated_session import EMULATED, EmulatedSession
 from tk.export.precision.make import Maker
 from tk.export.precision.search import Judged, Result, SearchFailed, judge, log_json, search
@@ -17,6 +17,7 @@ from tk.export.request import Request
 from tk.runtime.backends.registry import BACKENDS
 from tk.runtime.errors import CheckFailed
 from tk.runtime.manifest import Artifact
+from tk.runtime.progress import Progress, progress
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ class Reach:
         first = self.maker.build(frozenset())
         if first is None:
             return None
-        candidate = self._judge(first, frozenset())
+        emulated = self.precision != "int8"
+        steps = self.reference.steps * (len(judges("onnx")) + emulated)
+        with progress(f"gate {self.reference.name}.{self.precision}", steps) as bar:
+            candidate = self._judge(first, frozenset(), bar)
         if candidate.judged.passed:
             return Reached(candidate, None, self._report(None))
         if not request.fallback:
@@ -170,13 +174,20 @@ class Reach:
             return candidate
 
         try:
-            result = search(
-                blocks,
-                build,
-                lambda candidate: candidate.judged,
-                suspicion=self.maker.suspicion(model, blocks),
-                builds=request.builds,
-            )
+            with progress(f"search {self.reference.name}.{self.precision}", request.builds) as bar:
+
+                def judged(candidate: Candidate) -> Judged:
+                    word = "passed" if candidate.judged.passed else "failed"
+                    bar.advance(note=f"{word}: {candidate.judged.what}")
+                    return candidate.judged
+
+                result = search(
+                    blocks,
+                    build,
+                    judged,
+                    suspicion=self.maker.suspicion(model, blocks),
+                    builds=request.builds,
+                )
         except SearchFailed as error:
             tried = log_json(error.log)
             raise self._failed(first, f"even mixed with float32 ({len(tried)} tried)") from error
@@ -188,15 +199,17 @@ class Reach:
             candidate = build(result.nodes)
         return Reached(candidate, result, self._report(result))
 
-    def _judge(self, model: onnx.ModelProto, keep: frozenset[str]) -> Candidate:
+    def _judge(
+        self, model: onnx.ModelProto, keep: frozenset[str], bar: Progress | None = None
+    ) -> Candidate:
         graph = self.named(model)
         file = graph.artifact.file
-        judgement = judge_artifact(self.reference, graph.artifact, graph.data)
+        judgement = judge_artifact(self.reference, graph.artifact, graph.data, bar=bar)
         emulated = self.maker.emulated(model)
         if emulated is not None:
             spec = self.reference.part.spec
             with EmulatedSession(emulated, file, self.precision, spec) as session:
-                judgement.verdicts.extend(self.reference.measure(session, file))
+                judgement.verdicts.extend(self.reference.measure(session, file, bar))
         judged, files = sum_up(judgement, plan=False), [graph]
         if self.plan is not None and judged.passed:
             plan = self.plan(graph, keep)

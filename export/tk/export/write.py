@@ -27,6 +27,9 @@ from tk.runtime.manifest import Artifact, Manifest
 from tk.runtime.parity import chained_inputs
 
 PROBE_IMAGES = 2
+
+PROBE_NEIGHBOURS = 16
+"""The same for an embedder, whose pictures are each other's neighbours: at 224 pixels 2.4 MB."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 LIBRARIES = (
     *("tk-vision", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "timm"),
@@ -113,7 +116,7 @@ def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
     probe: Arrays = {}
     given: Arrays = {}
     for name, part in model.parts.items():
-        fed = part.feed(canvases, _probe_rows(model, name))
+        fed = part.feed(canvases, _probe_rows(model, name, len(canvases)))
         outside = {key: value for key, value in fed.items() if key not in given}
         probe |= {f"input/{key}": value for key, value in outside.items()}
         found = part.run(chained_inputs(part.spec, given | outside))
@@ -123,8 +126,10 @@ def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
     return probe
 
 
-def _probe_rows(model: ExportModel, name: str) -> int:
+def _probe_rows(model: ExportModel, name: str, pictures: int) -> int:
     """One row for a part whose answers a later part takes one by one: else they would not fit."""
+    if model.task == "embedder":
+        return min(PROBE_NEIGHBOURS, max(PROBE_IMAGES, pictures))
     given = {spec.name for spec in model.parts[name].spec.outputs}
     later = list(model.parts.values())[list(model.parts).index(name) + 1 :]
     taken = [spec for part in later for spec in part.spec.inputs if spec.name in given]

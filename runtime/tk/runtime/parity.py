@@ -18,6 +18,7 @@ from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.boxes import iou_matrix
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Part
+from tk.runtime.metrics.neighbours import neighbours_kept
 
 Tensors = Mapping[str, NDArray[Any]]
 """Named arrays to look at."""
@@ -32,6 +33,8 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # Other orders of summation: an honest graph is equal to 1e-6, so anything near these is a bug.
     "fp32": {
         "cosine": 0.9999,
+        "neighbours_kept": 0.99,
+        "same_neighbour": 0.0,
         "box_iou": 0.99,
         "score_difference": 0.002,
         "mask_iou": 0.99,
@@ -41,6 +44,8 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # of 3 % of a vector's length is 0.9995). Overflow and lost numbers are far beyond: 0.02 to 0.9.
     "fp16": {
         "cosine": 0.9995,
+        "neighbours_kept": 0.99,
+        "same_neighbour": 0.0,
         "box_iou": 0.97,
         "score_difference": 0.01,
         "mask_iou": 0.97,
@@ -49,6 +54,8 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # 8 bits: one rounding is 0.4 %, eight times that of fp16; a sound ViT-S keeps 0.9999.
     "bf16": {
         "cosine": 0.998,
+        "neighbours_kept": 0.97,
+        "same_neighbour": 0.0,
         "box_iou": 0.95,
         "score_difference": 0.03,
         "mask_iou": 0.95,
@@ -58,6 +65,8 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # (field notes on one file in two engines), so the line lies between: 14 % of the length.
     "int8": {
         "cosine": 0.99,
+        "neighbours_kept": 0.95,
+        "same_neighbour": 0.0,
         "box_iou": 0.90,
         "score_difference": 0.05,
         "mask_iou": 0.90,
@@ -69,7 +78,15 @@ THRESHOLDS: dict[str, dict[str, float]] = {
 Cosines, overlaps and differences are the worst over all rows, not their mean. Batch invariance is
 judged by the same numbers: an engine may choose other kernels for another batch, and these differ
 by as much as the precision rounds, never by more.
+
+`neighbours_kept` (`tk.runtime.metrics.neighbours`) is summed over the images, for one neighbour
+more or less is chance. Its scale is that of the embeddings: 1 as good as float32, 0 as good as by
+lot; int8 may lose a twentieth of what there is to lose. `same_neighbour` is recorded and never
+fails: of 16 images one is 6 %, and near-equal neighbours change places without harm.
 """
+
+FEWEST_NEIGHBOURS = 3
+"""Images from which on a nearest other one says something."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,8 @@ class Measure:
 
     Attributes:
         output: of the graph.
-        metric: `cosine`, `box_iou`, `score_difference`, `mask_iou` or `iou_difference`.
+        metric: `cosine`, `neighbours_kept`, `same_neighbour`, `box_iou`, `score_difference`,
+            `mask_iou` or `iou_difference`.
         value: the worst over all rows.
         threshold: what it had to reach.
     """
@@ -127,6 +145,32 @@ def compare(
         figures = [(name, "cosine", row_cosine(expected[name], found[name])) for name in expected]
     limits = THRESHOLDS[precision]
     return [Measure(output, metric, value, limits[metric]) for output, metric, value in figures]
+
+
+def compare_neighbours(
+    task: str, expected: Tensors, found: Tensors, precision: str
+) -> list[Measure]:
+    """Compare the nearest neighbours of embeddings; of other tasks, or too few images, nothing.
+
+    Args:
+        task: of the model.
+        expected: outputs of the reference on different images.
+        found: outputs of the candidate on the same ones.
+        precision: whose thresholds apply.
+    """
+    if task != "embedder":
+        return []
+    limits = THRESHOLDS[precision]
+    measures: list[Measure] = []
+    for output, rows in expected.items():
+        if len(rows) >= FEWEST_NEIGHBOURS:
+            figures = neighbours_kept(rows, found[output])
+            for metric, value in (
+                ("neighbours_kept", figures.kept),
+                ("same_neighbour", figures.same),
+            ):
+                measures.append(Measure(output, metric, value, limits[metric]))
+    return measures
 
 
 def row_cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:

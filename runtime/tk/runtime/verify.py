@@ -17,7 +17,7 @@ from tk.runtime.choice import Pair, Wish, read_wish, wish_of_part
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked, read_json, sha256_file, write_json
 from tk.runtime.manifest import Artifact
-from tk.runtime.parity import Measure, compare, run_parts
+from tk.runtime.parity import Measure, compare, compare_neighbours, run_parts
 
 Probe = dict[str, NDArray[Any]]
 
@@ -174,14 +174,31 @@ def _measure(
     """Figures by part; of the parts whose answers the probe holds."""
     inputs = {name.removeprefix("input/"): v for name, v in probe.items() if "input/" in name}
     measures = {}
-    for part, found in run_parts(task, sessions, inputs).items():
+    for part, found in _run(task, sessions, inputs).items():
         prefix = f"output/{part}/"
         expected = {n.removeprefix(prefix): v for n, v in probe.items() if n.startswith(prefix)}
         if expected:
             own = {name: found[name] for name in expected}
             same = {name: _rows(v, len(own[name])) for name, v in expected.items()}
             measures[part] = compare(task, part, same, own, precision)
+            measures[part] += compare_neighbours(task, same, own, precision)
     return measures
+
+
+def _run(task: str, sessions: Mapping[str, Session], inputs: Probe) -> dict[str, Probe]:
+    """Part -> outputs. The probe of an embedder may have more pictures than its largest batch."""
+    if task != "embedder" or "image" not in inputs:
+        return run_parts(task, sessions, inputs)
+    step = min(session.part.max_batch for session in sessions.values())
+    images = inputs["image"]
+    runs = [
+        run_parts(task, sessions, {**inputs, "image": images[start : start + step]})
+        for start in range(0, max(1, len(images)), step)
+    ]
+    return {
+        part: {name: np.concatenate([run[part][name] for run in runs]) for name in outputs}
+        for part, outputs in runs[0].items()
+    }
 
 
 def _filled(probe: Probe, sessions: Mapping[str, Session]) -> Probe:
@@ -204,10 +221,12 @@ def _rows(array: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _add(measures: dict[str, list[Measure]], more: Mapping[str, list[Measure]]) -> None:
-    """Keep the worse of each two figures."""
+    """Keep the worse of each two figures; a probe cut to few rows has none of neighbours."""
     for part, rows in more.items():
+        others = {(measure.output, measure.metric): measure for measure in rows}
         measures[part] = [
-            max(pair, key=_badness) for pair in zip(measures[part], rows, strict=True)
+            max(measure, others.get((measure.output, measure.metric), measure), key=_badness)
+            for measure in measures[part]
         ]
 
 

@@ -136,8 +136,8 @@ def test_add__beside_the_plan_of_another_machine(make: Make, bundle: Path) -> No
         assert session.name.endswith(new)
 
 
-def test_add__wrong_answers_keep_nothing(make: Make, bundle: Path) -> None:
-    make("10.13")
+def turn_probe(bundle: Path) -> None:
+    """Make every answer of the pretended TensorRT wrong."""
     opened = Bundle.open(bundle)
     with np.load(bundle / PROBE) as archive:
         probe = dict(archive)
@@ -146,6 +146,11 @@ def test_add__wrong_answers_keep_nothing(make: Make, bundle: Path) -> None:
     files = {name: sha256_file(bundle / name) for name in opened.manifest.files}
     again = opened.manifest.with_artifacts(list(opened.manifest.artifacts), files)
     write_json(bundle / MANIFEST, again.to_json())
+
+
+def test_add__wrong_answers_keep_nothing(make: Make, bundle: Path) -> None:
+    make("10.13")
+    turn_probe(bundle)
     before = (bundle / MANIFEST).read_bytes(), (bundle / PARITY).read_bytes()
 
     with pytest.raises(CheckFailed, match="nothing was kept") as caught:
@@ -165,15 +170,42 @@ def test_add__a_build_that_fails_leaves_the_old_plan(make: Make, bundle: Path) -
     assert file in {a.file for a in Bundle.open(bundle).manifest.artifacts}
 
 
+@pytest.mark.parametrize("how", ["wrong answers", "interrupted", "cannot be loaded", "disk full"])
+def test_add__a_failure_leaves_the_old_plan(
+    make: Make, bundle: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    make("10.13")
+    (file,) = add_plans(bundle, ["fp16"], OPTIONS).files
+    if how == "wrong answers":
+        turn_probe(bundle)
+    before = {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    with monkeypatch.context() as broken:
+        if how == "interrupted":
+            broken.setattr("tk.export.tensorrt.add.judge", _raise(KeyboardInterrupt()))
+        if how == "disk full":
+            broken.setattr("tk.export.tensorrt.add.write_bytes", _raise(OSError(28, "no space")))
+        make("10.13", loadable=how != "cannot be loaded")
+        with pytest.raises((TkError, KeyboardInterrupt, OSError)):
+            add_plans(bundle, ["fp16"], OPTIONS)
+    assert {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()} == before
+    if how != "wrong answers":
+        make("10.13")
+        Bundle.open(bundle).session(backend="tensorrt").close()
+    assert file in {artifact.file for artifact in Bundle.open(bundle).manifest.artifacts}
+
+
+def _raise(error: BaseException) -> Callable[..., Any]:
+    def stop(*_: Any) -> Any:
+        raise error
+
+    return stop
+
+
 def test_add__interrupted_while_judging(
     make: Make, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("10.13")
-
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tk.export.tensorrt.add.judge", stop)
+    monkeypatch.setattr("tk.export.tensorrt.add.judge", _raise(KeyboardInterrupt()))
     before = (bundle / MANIFEST).read_bytes()
     with pytest.raises(KeyboardInterrupt):
         add_plans(bundle, ["fp16"], OPTIONS)

@@ -104,6 +104,40 @@ def test_run__float32_is_computed_in_float32() -> None:
 
 
 @needs_openvino
+def test_run__half_precision_is_never_computed_in_bfloat16() -> None:
+    data, part, weight = product()
+    x = np.random.default_rng(1).normal(size=(4, 512)).astype(np.float32)
+    exact = x.astype(np.float64) @ weight.astype(np.float64)
+    session = openvino.open_session(data, "m", "fp16", part, 1)
+    assert np.abs(floats(session.run({"x": x})["y"]) - exact).max() < 0.08
+    compiled = session._request.get_compiled_model()  # type: ignore[attr-defined]
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    assert taken in ("f16", "f32"), "OpenVINO said yes to another precision"
+
+
+@pytest.mark.parametrize(
+    ("able", "precision", "hint"),
+    [
+        (["FP32", "BF16", "INT8"], "fp16", "f32"),
+        (["FP32", "BF16", "FP16"], "fp16", "f16"),
+        (["FP32", "BF16"], "bf16", "bf16"),
+        (["FP32"], "bf16", "f32"),
+        (["FP32", "BF16", "FP16"], "fp32", "f32"),
+        (["FP32", "BF16", "INT8"], "int8", "f32"),
+    ],
+)
+def test_arithmetic__what_the_file_says_where_the_processor_can(
+    able: list[str], precision: str, hint: str
+) -> None:
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return able
+
+    assert openvino._arithmetic(Core(), precision) == hint
+
+
+@needs_openvino
 def test_open_session__threads_and_closing() -> None:
     data, part, _ = product()
     session = openvino.open_session(data, "m", "fp32", part, 2)

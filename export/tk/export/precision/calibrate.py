@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tk.export.precision.calibrate_clip import BINS, Histogram, clip_point
 from tk.runtime.backends.base import Arrays
 from tk.runtime.errors import CheckFailed, TkError
+from tk.runtime.progress import progress
 
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
@@ -296,5 +297,7 @@ def _run(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in model.graph.output]
-    for feed in feeds:
-        yield dict(zip(names, session.run(names, dict(feed)), strict=True))
+    with progress("measure ranges", len(feeds)) as bar:
+        for feed in feeds:
+            yield dict(zip(names, session.run(names, dict(feed)), strict=True))
+            bar.advance()

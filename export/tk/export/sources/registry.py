@@ -9,6 +9,7 @@ from typing import Any
 
 from tk.export.model import ExportModel
 from tk.export.sources.source import Source
+from tk.runtime.bundle import MANIFEST
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
 from tk.train.pretrained.hub import fetch, is_hub_id, licence_of
@@ -108,6 +109,13 @@ def _folder(path: Path, called: str) -> Source:
     if (path / "config.json").is_file():
         task, canvas = _task_of(path), _trained_canvas(path)
         return Source(path, task, canvas, name=called, licence=licence_of(path))
+    if (path / MANIFEST).is_file():
+        raise TkError(
+            f"{path} is a bundle already: tk export reads checkpoints",
+            expected=ACCEPTED,
+            fix=f"for TensorRT plans of its graphs: tk plan {path}; for another precision: "
+            f"tk export CHECKPOINT {path} --images DIR --precision …",
+        )
     raise TkError(
         f"{path} holds nothing that can be exported",
         expected=ACCEPTED,

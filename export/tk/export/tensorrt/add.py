@@ -6,7 +6,8 @@ so a plan is judged by it: as it stands, and with its rows repeated to the large
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
@@ -20,6 +21,9 @@ from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked, write_bytes, write_json
 from tk.runtime.manifest import Artifact
 from tk.runtime.verify import VerifyRow, judge, record
+
+UNPROVED = ".unproved"
+"""After the name of a plan until it has passed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Added:
 def add_plans(path: Path, precisions: Sequence[str], options: BuildOptions) -> Added:
     """Build plans for the GPU of this machine, prove them, and add them to their bundle.
 
-    Plans of the same name (this TensorRT, this kind of GPU) are replaced; others stay.
+    Plans of the same name (this TensorRT, this kind of GPU) are replaced once the new ones have
+    passed; others stay. What fails leaves the bundle as it was.
 
     Args:
         path: the bundle.
@@ -129,24 +134,49 @@ def _source(bundle: Bundle, graph: Artifact, precision: str) -> tuple[str, tuple
 
 
 def _keep(path: Path, plans: Sequence[tuple[bytes, Artifact]], asked: Sequence[str]) -> Added:
-    """Write, judge and record plans; what does not pass is removed again."""
-    _drop(path, {artifact.file for _, artifact in plans})
-    bundle = Bundle.open(path)
-    added = [artifact for _, artifact in plans]
-    manifest = replace(bundle.manifest, artifacts=(*bundle.manifest.artifacts, *added))
+    """Judge plans under other names, so that older ones stay until the new ones have passed."""
+    named = {f"{artifact.file}{UNPROVED}": artifact for _, artifact in plans}
     try:
-        for data, artifact in plans:
-            write_bytes(path / artifact.file, data)
-        wish = read_wish("cuda", "auto", "tensorrt")
-        candidate = Bundle(path, manifest, bundle.verdicts)
-        rows = [row for row in judge(candidate, wish) if row.precision in asked]
+        for name, (data, _) in zip(named, plans, strict=True):
+            write_bytes(path / name, data)
+        rows = _judged(path, named, asked)
         _must_pass(path, rows)
-        record(bundle, rows, added)
-    except BaseException:
+        return _replace(path, named, rows)
+    finally:
+        for name in named:
+            (path / name).unlink(missing_ok=True)
+
+
+def _judged(path: Path, named: Mapping[str, Artifact], asked: Sequence[str]) -> list[VerifyRow]:
+    """Figures of the new plans, as if the older ones of their names were gone."""
+    bundle = Bundle.open(path)
+    taken = {artifact.file for artifact in named.values()}
+    rest = [artifact for artifact in bundle.manifest.artifacts if artifact.file not in taken]
+    new = [replace(artifact, file=name) for name, artifact in named.items()]
+    candidate = Bundle(path, replace(bundle.manifest, artifacts=(*rest, *new)), bundle.verdicts)
+    wish = read_wish("cuda", "auto", "tensorrt")
+    return [row for row in judge(candidate, wish) if row.precision in asked]
+
+
+def _replace(path: Path, named: Mapping[str, Artifact], rows: Sequence[VerifyRow]) -> Added:
+    """Put proved plans in the place of older ones. The manifest names none of both in between."""
+    added = list(named.values())
+    _drop(path, {artifact.file for artifact in added})
+    bundle = Bundle.open(path)
+    own = {name: artifact.file for name, artifact in named.items()}
+    renamed = [
+        replace(row, files={part: own.get(file, file) for part, file in row.files.items()})
+        for row in rows
+    ]
+    try:
+        for name, file in own.items():
+            os.replace(path / name, path / file)
+        record(bundle, renamed, added)
+    except BaseException:  # a file that no manifest names would stay for ever
         for artifact in added:
             (path / artifact.file).unlink(missing_ok=True)
         raise
-    return Added([artifact.file for artifact in added], rows)
+    return Added([artifact.file for artifact in added], renamed)
 
 
 def _must_pass(path: Path, rows: Sequence[VerifyRow]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tk.runtime.progress import Progress, progress
+from tk.runtime.progress import Progress, Silent, progress
 from tk.train.run.config import TrainConfig
 from tk.train.run.distributed import any_of, is_main
 from tk.train.run.rng import seed_all
@@ -82,9 +82,4 @@ def _due(done: int, every: int) -> bool:
 
 
 def _bar(task: TrainTask, steps: int) -> AbstractContextManager[Progress]:
-    return progress(f"train {task.name}", steps) if is_main() else nullcontext(_Silent())
-
-
-class _Silent:
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        pass
+    return progress(f"train {task.name}", steps) if is_main() else nullcontext(Silent())
