@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,18 +84,18 @@ class Reference:
     Args:
         model: the reference.
         name: of the part.
-        canvases: (n, H, W, 3) uint8, real images on the model's canvas.
+        canvases: (n, H, W, 3) uint8, real images on the model's canvas; or its `rows`.
         thorough: judge on all of them, and not only on what the largest batch takes.
     """
 
     def __init__(
-        self, model: ExportModel, name: str, canvases: NDArray[np.uint8], thorough: bool = False
+        self, model: ExportModel, name: str, canvases: NDArray[Any], thorough: bool = False
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
         self._cases = list(self._make(canvases, thorough))
 
-    def _make(self, canvases: NDArray[np.uint8], thorough: bool) -> Iterator[_Case]:
+    def _make(self, canvases: NDArray[Any], thorough: bool) -> Iterator[_Case]:
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):
             yield self._case(canvases, batch, batch > 1)
@@ -107,7 +108,7 @@ class Reference:
             rows = largest if one and self._free else len(more)
             yield self._case(more, rows, False)
 
-    def _case(self, canvases: NDArray[np.uint8], batch: int, alone: bool) -> _Case:
+    def _case(self, canvases: NDArray[Any], batch: int, alone: bool) -> _Case:
         inputs = self.part.feed(canvases, batch)
         return _Case(batch, inputs, self.part.run(inputs), alone)
 
