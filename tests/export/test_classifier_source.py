@@ -15,6 +15,7 @@ from tk.export.cli import COMMANDS
 from tk.export.request import Request
 from tk.export.sources.registry import find_source, open_source
 from tk.export.write import write_bundle
+from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import PARITY, PROBE, Bundle
 from tk.runtime.errors import TkError
 from tk.runtime.images import find_images, read_image
@@ -69,6 +70,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def assert_near(found: Arrays, logits: torch.Tensor, tolerance: float) -> None:
+    own = {name: np.asarray(value, np.float32) for name, value in found.items()}
+    np.testing.assert_allclose(own["logits"], logits.numpy(), atol=tolerance)
+    shares = logits.softmax(1).numpy()
+    np.testing.assert_allclose(own["probabilities"], shares, atol=tolerance / 5)
+
+
 def canvases(world: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     files = find_images(world / "images")[:5]
     return np.stack([fit(SPEC, read_image(file))[0] for file in files])
@@ -102,8 +110,7 @@ def test_head__real_features_of_its_run(world: Path, tmp_path: Path) -> None:
     layers = make_head(STUDENT, rows.shape[1], 3)
     with torch.inference_mode():
         expected = layers(torch.from_numpy(rows))
-    np.testing.assert_allclose(found["logits"], expected.numpy(), atol=1e-5)
-    np.testing.assert_allclose(found["probabilities"], expected.softmax(1).numpy(), atol=1e-6)
+    assert_near(found, expected, 1e-5)
     assert all(row.passed for row in verify(tmp_path / "b")[1])
     # Features of another backbone beside it are not taken for its own.
     (run / "features.json").write_text(json.dumps({"key": {"weights": "0"}}))
@@ -156,8 +163,7 @@ def test_chain__pixels_to_probabilities_in_one_graph(world: Path, tmp_path: Path
     head = write_head(tmp_path / "again.pth", small_encoder())
     with torch.inference_mode():
         expected = head.head(small_encoder()(torch.from_numpy(pictures)))
-    np.testing.assert_allclose(found["logits"], expected.numpy(), atol=1e-4)
-    np.testing.assert_allclose(found["probabilities"], expected.softmax(1).numpy(), atol=1e-5)
+    assert_near(found, expected, 1e-4)
     facts = bundle.manifest
     assert facts.settings["input"] == "image" and "backbone test_resnet" in facts.licence
     assert facts.source["backbone"]["weights"] == weights_digest(small_encoder())
