@@ -209,6 +209,8 @@ def test_data__that_is_not_there(tmp_path: Path) -> None:
         train_distill(tiny_config(tmp_path / "nowhere", tmp_path / "run"))
     assert "--download" in caught.value.fix
     write_crops(tmp_path / "crops", 6)
+    with pytest.raises(TkError, match="chooses among Severstal's classes"):
+        train_distill(tiny_config(tmp_path / "crops", tmp_path / "run", class_ids=(1, 2)))
     with pytest.raises(TkError, match="lies among the classes"):
         train_distill(tiny_config(tmp_path / "crops", tmp_path / "crops" / "run"))
 
@@ -226,7 +228,7 @@ def test_data__a_class_with_two_samples(tmp_path: Path) -> None:
     assert "--val-split 0" in caught.value.fix
     run = train_distill(tiny_config(crops, tmp_path / "run", val_split=0, **changes))
     warnings = read_json(run / "results.json")["warnings"]
-    assert "digit 2 has 1 test patches: figures about it say little" in warnings
+    assert "few test patches of digit 2 (1): figures about it say little" in warnings
     assert any("classes are uneven" in text for text in warnings)
 
 

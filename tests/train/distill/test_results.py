@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tk.train.distill.compare import against
+from tk.train.distill.compare import against, one_answer
 from tk.train.distill.models import HEADS, QUESTIONS
 from tk.train.distill.results import (
     Figure,
@@ -83,6 +83,13 @@ def test_compare__what_is_better_and_what_is_not_shown(predictions: Predictions)
     assert single.difference == pytest.approx(means[0] - means[1])
 
 
+def test_compare__different_numbers_of_runs(predictions: Predictions) -> None:
+    models = predictions.models | {"image_student": predictions.models["teacher"][:2]}
+    more = Predictions(LABELS, predictions.files, models)
+    found = compare(more, GROUPS, "image_student", "teacher", "as good")
+    assert (found.difference, found.low, found.high) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
@@ -115,6 +122,16 @@ def row(predictions: Predictions, name: str, parameters: int) -> Row:
         compression=None,
         improvement=None,
     )
+
+
+def test_one_answer__names_who_learned_nothing(predictions: Predictions) -> None:
+    runs = predictions.models["student"].copy()
+    runs[3] = 0
+    runs[3, :, 2] = 1
+    models = {"teacher": predictions.models["teacher"], "student": runs}
+    lazy = Predictions(LABELS, predictions.files, models)
+    found = one_answer(lazy, [row(lazy, name, 1) for name in models])
+    assert found == ["Student gives every patch the same class, in one run at least"]
 
 
 def test_cells__in_the_words_of_the_seed(predictions: Predictions) -> None:

@@ -59,7 +59,11 @@ def test_strips__to_the_table_and_classes_of_ones_choice(
     assert read_split(out / "class_info.json").classes[1:] == ("class_2", "class_4", "no_defect")
     # A folder of tk data severstal is taken as it is.
     run(out / "prepared", tmp_path / "second", step="patches")
-    assert (tmp_path / "second" / "patches" / "patches.json").read_bytes()
+    patches = tmp_path / "second" / "patches"
+    assert (patches / "patches.json").read_bytes()
+    # So is one of tk data patches, and its classes can be chosen too.
+    run(patches, tmp_path / "third", step="split", class_ids=(1, 2))
+    assert read_split(tmp_path / "third" / "class_info.json").classes == ("class_1", "class_2")
 
 
 def test_strips__missing_images(

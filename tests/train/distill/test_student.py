@@ -75,6 +75,8 @@ def test_student__another_teacher_leaves_the_control_alone(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(made, tmp_path / "copy")
+    train_distill(config(tmp_path / "copy"))  # moved, and nothing to do
+    assert capsys.readouterr().err.count(": unchanged") == 6
     train_distill(config(tmp_path / "copy", teacher_epochs=2))
     text = capsys.readouterr().err
     assert "student: test_efficientnet" in text and "student_no_kd: unchanged" in text

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Right = npt.NDArray[np.bool_]
+_AT_ONCE = 250
+"""Resamples that are in memory together; another number draws others."""
 
 
 def mcnemar_exact(a: Right, b: Right) -> float:
@@ -62,8 +64,11 @@ def paired_bootstrap(
     difference = a.astype(np.float64) - b.astype(np.float64)
     sums = np.stack([np.bincount(place.ravel(), row, minlength=len(sizes)) for row in difference])
     rng = np.random.default_rng(seed)
-    images = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), rounds)
-    runs = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), rounds)
-    found = ((runs / len(sums)) @ sums * images).sum(axis=1) / (images @ sizes)
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    found = []
+    for begin in range(0, rounds, _AT_ONCE):
+        count = min(_AT_ONCE, rounds - begin)
+        images = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), count)
+        runs = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), count)
+        found += [((runs / len(sums)) @ sums * images).sum(axis=1) / (images @ sizes)]
+    low, high = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(difference.mean()), float(low), float(high)

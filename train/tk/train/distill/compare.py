@@ -19,7 +19,6 @@ from tk.train.distill.layout import MODELS, PREDICTIONS
 from tk.train.distill.models import HEADS, QUESTIONS
 from tk.train.distill.pictures import draw_confusions, draw_reliability
 from tk.train.distill.results import (
-    Comparison,
     Predictions,
     Row,
     compare,
@@ -62,9 +61,28 @@ def compare_models(
         for a, b, question in QUESTIONS
         if {a, b} <= predictions.models.keys()
     ]
-    write_tables(run, items.classes, predictions, rows, comparisons, items.warnings)
+    warnings = [*items.warnings, *one_answer(predictions, rows)]
+    write_tables(run, items.classes, predictions, rows, comparisons, warnings)
     _draw(run, items.classes, predictions, rows)
-    write_json(run / RESULTS, _results(items, dataset, settings, rows, comparisons))
+    about = {**_split(items), "settings": settings, "warnings": warnings}
+    write_json(
+        run / RESULTS,
+        {
+            "dataset": dataset,
+            **about,
+            "rows": [to_json(row) for row in rows],
+            "comparisons": [to_json(found) for found in comparisons],
+        },
+    )
+
+
+def one_answer(predictions: Predictions, rows: Sequence[Row]) -> list[str]:
+    """Say which models have learned nothing but the commonest class."""
+    return [
+        f"{row.title} gives every patch the same class, in one run at least"
+        for row in rows
+        if (np.ptp(predictions.models[row.name].argmax(axis=2), axis=1) == 0).any()
+    ]
 
 
 def head_rows(run: Path, predictions: Predictions) -> list[Row]:
@@ -153,16 +171,9 @@ def _draw(run: Path, classes: Sequence[str], predictions: Predictions, rows: Seq
     write_bytes(run / "reliability.png", draw_reliability(bins))
 
 
-def _results(
-    items: Items,
-    dataset: str,
-    settings: dict[str, Any],
-    rows: Sequence[Row],
-    comparisons: Sequence[Comparison],
-) -> dict[str, Any]:
+def _split(items: Items) -> dict[str, Any]:
     counts = items.counts()
     return {
-        "dataset": dataset,
         "classes": items.classes,
         "split": {
             **{name: sum(found.values()) for name, found in counts.items()},
@@ -171,8 +182,4 @@ def _results(
             "images": len(set(items.groups)),
             "counts": counts,
         },
-        "settings": settings,
-        "warnings": items.warnings,
-        "rows": [to_json(row) for row in rows],
-        "comparisons": [to_json(found) for found in comparisons],
     }

@@ -11,6 +11,8 @@ import torch
 
 from tk.runtime.errors import Interrupted, TkError
 from tk.runtime.files import locked, write_json
+from tk.train.data.steel.layout import CLASSES
+from tk.train.data.steel.patches import PATCH_INDEX
 from tk.train.distill.compare import FILES, compare_models
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.feature_steps import given_features, random_features, ssl_features
@@ -102,7 +104,7 @@ class Pipeline:
             "test": config.test_split,
             "seed": config.split_seed,
             "least": config.min_per_class,
-            "only": config.class_folders() if self.crops.parent == self.run else (),
+            "only": self._only(),
         }
 
         def work() -> None:
@@ -116,6 +118,18 @@ class Pipeline:
             [self.crops],
             [self.info],
         )
+
+    def _only(self) -> tuple[str, ...]:
+        """Class folders of Severstal's patches that are asked for; of other crops: all."""
+        if self.crops.parent == self.run or (self.crops / PATCH_INDEX).is_file():
+            return self.config.class_folders()
+        if set(self.config.class_ids) != set(CLASSES):
+            raise TkError(
+                "--class-ids chooses among Severstal's classes",
+                found=f"{self.crops}, which tk data patches has not made",
+                fix="move the folders of other classes away",
+            )
+        return ()
 
     def _train(self) -> Step:
         config, run = self.config, self.run

@@ -53,8 +53,7 @@ class Figure:
         mean: over the seeds.
         low, high: bounds of the 95 % interval; None where there is none.
         seeds: the figure of every seed.
-        interval: what it is over: `seeds` (Student's t), or `patches` (Wilson) where a fit has no
-            randomness.
+        interval: what it is over: `seeds` (Student's t), or `patches` (Wilson) of a single fit.
     """
 
     mean: float
@@ -169,14 +168,13 @@ def measure_row(predictions: Predictions, name: str, **facts: Any) -> Row:
 def compare(
     predictions: Predictions, groups: Sequence[str], a: str, b: str, question: str
 ) -> Comparison:
-    """Compare two models; a model of one run is compared with every run of the other.
+    """Compare two models, run with run; a single run is compared with every run of the other.
 
     Args:
         groups: source image of every test patch.
     """
     first, second = predictions.right(a), predictions.right(b)
-    runs = max(len(first), len(second))
-    first, second = (_repeat(right, runs) for right in (first, second))
+    first, second = _pairs(first, second)
     difference, low, high = (100 * value for value in paired_bootstrap(first, second, groups))
     p = mcnemar_exact(
         predictions.right(a)[predictions.median(a)], predictions.right(b)[predictions.median(b)]
@@ -196,5 +194,12 @@ def to_json(value: Row | Comparison) -> dict[str, Any]:
     return asdict(value)
 
 
-def _repeat(right: NDArray[np.bool_], runs: int) -> NDArray[np.bool_]:
-    return np.repeat(right, runs, axis=0) if len(right) == 1 else right[:runs]
+def _pairs(
+    a: NDArray[np.bool_], b: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """As many runs of both, (S, N) each."""
+    if len(a) == 1 or len(b) == 1:
+        runs = max(len(a), len(b))
+        return np.resize(a, (runs, a.shape[1])), np.resize(b, (runs, b.shape[1]))
+    runs = min(len(a), len(b))
+    return a[:runs], b[:runs]

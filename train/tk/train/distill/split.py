@@ -204,7 +204,7 @@ def _warnings(names: Sequence[str], parts: dict[str, list[CropFile]], skipped: i
     found = [f"{skipped} unreadable files were left out"] if skipped else []
     test = Counter(crop.label for crop in parts["test"])
     found += [
-        f"{name} has {test[i]} test patches: figures about it say little"
+        f"few test patches of {name} ({test[i]}): figures about it say little"
         for i, name in enumerate(names)
         if test[i] < FEW
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.layout import INFO
 from tk.train.distill.split import Items, read_split
-from tk.train.distill.steps import Step
+from tk.train.distill.steps import Step, without_paths
 
 FOLDER, PICTURES = "ssl", "ssl_pictures"
 
@@ -32,12 +32,11 @@ def ssl_step(config: DistillConfig) -> Step:
         link_pictures(read_split(info), run / PICTURES)
         train_ssl(SslConfig(**settings, threads=config.threads, device=config.device))
 
-    told = {name: value for name, value in settings.items() if not isinstance(value, Path | list)}
     return Step(
         "ssl",
         f"{config.ssl_algorithm} on the patches, from the weights of the features",
         work,
-        told,
+        without_paths(settings),
         # Not the file of the backbone: its bytes differ from run to run, its weights do not.
         [info, run / "features.json"],
         [backbone_file(run)],

@@ -155,6 +155,11 @@ class Registry:
                 )
 
 
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that say what is computed: a file counts by what is in it, as an input."""
+    return {name: v for name, v in settings.items() if not isinstance(v, (Path, list))}
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}

@@ -15,7 +15,7 @@ from tk.train.distill.config import DistillConfig
 from tk.train.distill.layout import INFO, MODELS
 from tk.train.distill.results import Predictions
 from tk.train.distill.split import Items, read_split
-from tk.train.distill.steps import Step
+from tk.train.distill.steps import Step, without_paths
 
 STUDENT, CONTROL = "image_student", "image_student_no_kd"
 """Names of the rows."""
@@ -73,7 +73,7 @@ def _step(config: DistillConfig, crops: Path, folder: Path, seed: int, *, distil
         name=folder.name,
         title=f"{config.student} from pixels, {'distilled' if distilled else 'labels alone'}",
         run=work,
-        options={key: str(value) for key, value in settings.items()},
+        options=without_paths(settings),
         inputs=[run / INFO, crops, *read, *(settings.get("unlabelled") or [])],
         outputs=[folder / "results.json", folder / "predictions.npz"],
         partial=[folder],

@@ -23,7 +23,7 @@ DASH = "—"
 ONE_FIT = "†"
 NOTES = (
     "Accuracy in square brackets: 95 % interval over seeds (Student's t); "
-    f"{ONE_FIT} a fit without randomness, 95 % interval over test patches (Wilson).",
+    f"{ONE_FIT} of a single fit, the 95 % interval is over test patches (Wilson).",
     "Improvement: points of accuracy against the teacher, for linear probes against the first one.",
     "Inference time: `tk bench table RUN` measures it, for heads and from pixels.",
 )
