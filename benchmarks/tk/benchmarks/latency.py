@@ -1,8 +1,9 @@
 """The one way in which benchmarks time things: warm, by turns, nothing clipped.
 
 Calls before the timed ones go on until they are stable: engines choose kernels, fill caches and
-grow arenas in the first. Then all candidates take turns, in another random order every round, so that
-what else the machine does falls on all alike. Percentiles are of all calls; the spread is stated.
+grow arenas in the first. Then all candidates take turns, in another random order every round, so
+that what else the machine does falls on all alike. Percentiles are of all calls; the spread is
+stated.
 """
 
 from __future__ import annotations
