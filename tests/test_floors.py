@@ -95,21 +95,29 @@ def test_runtime__imports_without_training_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_runtime__annotates_without_training_packages(tiny_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("annotate", {"--bundles": "bundles", "--gallery": "gallery"}),
+        ("classify", {"--bundle": "bundles/classifier"}),
+    ],
+)
+def test_runtime__works_without_training_packages(
+    command: str, options: dict[str, str], tiny_world: Path, tmp_path: Path
+) -> None:
     from PIL import Image
     from tests import tiny_bundles
 
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.fromarray(tiny_bundles.blob((255, 9, 9))).save(photos / "a.png")
-    arguments = [
-        *("annotate", str(photos), str(tmp_path / "out")),
-        *("--bundles", str(tiny_world / "bundles"), "--gallery", str(tiny_world / "gallery")),
-    ]
+    arguments = [command, str(photos), str(tmp_path / "out")]
+    for option, path in options.items():
+        arguments += [option, str(tiny_world / path)]
     code = BLOCK + f"sys.argv[1:] = {arguments!r}\nfrom tk.cli import run\nrun()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Красный" in (tmp_path / "out" / "predictions.json").read_text("utf-8")
+    assert "красный" in (tmp_path / "out" / "predictions.json").read_text("utf-8").lower()
 
 
 def test_import_name__no_other_distribution_owns_tk() -> None:

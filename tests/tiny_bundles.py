@@ -1,4 +1,4 @@
-"""Tiny but real bundles, written as ONNX text: they find, cut out and name one bright blob.
+"""Tiny but real bundles, written as ONNX text: they find, cut out and name a bright blob.
 
 The detector boxes all pixels brighter than 128 in some channel, the segmenter gives exactly these
 pixels, the embedder is the mean colour. So results on painted pictures are known in closed form,
@@ -100,6 +100,22 @@ EMBEDDER = (
 }}"""
 )
 
+CLASSIFIER = (
+    HEAD
+    + f"""classifier (uint8[B,{SIDE},{SIDE},3] image)
+    => (float[B,3] probabilities, float[B,3] logits) {{
+    rgb = Cast<to = 1> (image)
+    axes = Constant<value_ints = [1, 2]> ()
+    mean = ReduceMean<keepdims = 0> (rgb, axes)
+    scale = Constant<value_float = 32.0> ()
+    logits = Div (mean, scale)
+    probabilities = Softmax<axis = 1> (logits)
+}}"""
+)
+"""Mean colour / 32 are the logits of red, green and blue."""
+
+COLOURS = ("красный", "green", "blue/teal")
+
 CROP = CropSpec(margin=0.0, background="mask", fill=(0, 0, 0))
 IMAGE = TensorSpec("image", "uint8", ("B", SIDE, SIDE, 3))
 FEATURES = TensorSpec("features", "float32", ("B", SIDE, SIDE))
@@ -137,6 +153,16 @@ PARTS: dict[str, dict[str, tuple[str, Part]]] = {
     "embedder": {
         "model": (EMBEDDER, _part((IMAGE,), TensorSpec("embedding", "float32", ("B", 3))))
     },
+    "classifier": {
+        "model": (
+            CLASSIFIER,
+            _part(
+                (IMAGE,),
+                TensorSpec("probabilities", "float32", ("B", 3)),
+                TensorSpec("logits", "float32", ("B", 3)),
+            ),
+        )
+    },
 }
 
 
@@ -168,7 +194,7 @@ def write_tiny_bundle(folder: Path, task: str) -> Path:
         image=ImageSpec(SIDE, SIDE),
         crop=CROP if task == "embedder" else None,
         parts={name: part for name, (_, part) in PARTS[task].items()},
-        classes=("blob",) if task == "detector" else (),
+        classes={"detector": ("blob",), "classifier": COLOURS}.get(task, ()),
         settings={"mask_frame": "canvas"} if task == "segmenter" else {},
         source={},
         versions={},
@@ -200,7 +226,7 @@ def add_artifact(
 
 
 def write_tiny_bundles(folder: Path) -> Path:
-    """Write all three bundles into FOLDER/{detector,segmenter,embedder}."""
+    """Write all bundles into FOLDER/{detector,segmenter,embedder,classifier}."""
     for task in PARTS:
         write_tiny_bundle(folder / task, task)
     return folder

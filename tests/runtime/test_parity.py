@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import softmax
 
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.errors import TkError
@@ -188,6 +189,41 @@ def test_decoder__one_wrong_mask_of_many_fails() -> None:
     found = {"logits": other, "iou": iou}
     first, _ = compare("segmenter", "decoder", reference, found, "fp32")
     assert first.value == 0.5 and not first.passed
+
+
+def _classified(logits: list[list[float]]) -> dict[str, NDArray[np.float32]]:
+    values = np.asarray(logits, np.float32)
+    return {"logits": values, "probabilities": softmax(values, axis=1)}
+
+
+def test_classifier__closed_form() -> None:
+    """Half a logit of four is an eighth; below a spread of 1 the error itself counts."""
+    reference = _classified([[3, -1, 0], [0.1, 0.0, 0.05]])
+    found = _classified([[3, -1, 0.5], [0.1, 0.0, 0.05]])
+    logits, probabilities, agreement = compare("classifier", "model", reference, found, "int8")
+    assert logits.value == pytest.approx(0.125) and logits.passed
+    assert probabilities.value == pytest.approx(
+        float(np.abs(reference["probabilities"] - found["probabilities"]).max())
+    )
+    assert agreement.value == 1.0
+    near = _classified([[3, -1, 0], [0.1, 0.0, 0.25]])
+    assert compare("classifier", "model", reference, near, "int8")[0].value == pytest.approx(0.2)
+
+
+def test_classifier__a_class_in_doubt_may_turn_another_may_not() -> None:
+    doubt, turned = _classified([[0.02, 0.0], [5, 0]]), _classified([[0.0, 0.02], [5, 0]])
+    assert [m.value for m in compare("classifier", "model", doubt, turned, "int8")][2] == 1.0
+    clear, wrong = _classified([[0.3, 0.0], [5, 0]]), _classified([[0.0, 0.3], [5, 0]])
+    measure = compare("classifier", "model", clear, wrong, "int8")[2]
+    assert measure.value == 0.5 and not measure.passed
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_classifier__not_finite_fails(output: str) -> None:
+    reference = _classified([[1, 2, 3]])
+    broken = {**reference, output: reference[output] * np.float32(np.nan)}
+    measures = compare("classifier", "model", reference, broken, "bf16")
+    assert not any(m.passed for m in measures)
 
 
 def test_compare__other_shape_is_an_error() -> None:

@@ -325,6 +325,41 @@ def ssl(
         print(f"results: {out}/results.md, results.json")
 
 
+@bench.command()
+def table(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished `tk train distill`.")
+    ],
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of the engine, 0 for all cores.")
+    ] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Timed calls of each model and batch.")] = 300,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.0, help="A measurement ends after so many, with 10 calls at least."),
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Print the table of a distillation run with measured latencies: heads alone, and from pixels.
+
+    Exports heads and chains (backbone and head in one graph, students) into RUN/bundles, those that
+    changed, and times them with ONNX Runtime on the CPU at batch 1 and 32: warm, by turns, p50 and
+    p99. Writes RUN/latency.json (raw samples), table_heads and table_pixels as .md, .csv, .png.
+
+    Example: tk bench table runs/steel
+    """
+    _need("torch", "timm", "onnx", "matplotlib")
+    from tk.benchmarks.table import TableOptions, bench_table
+    from tk.benchmarks.table_report import said
+
+    options = TableOptions(threads=threads, samples=samples, seconds=seconds)
+    results = bench_table(run, options)
+    if as_json:
+        _print_json(results)
+    else:
+        print(said(run))
+
+
 def _print_json(results: dict[str, Any]) -> None:
     """Print everything but the raw samples."""
     import orjson

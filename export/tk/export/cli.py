@@ -15,14 +15,18 @@ def export(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Checkpoint or run folder of `tk train`; Hugging Face folder, .safetensors file "
-            "or hub id of GroundingDINO or SAM-2; original SAM-2 .pt file.",
+            help="Checkpoint or run folder of `tk train`, a head of `tk train distill`; Hugging "
+            "Face folder, .safetensors file or hub id of GroundingDINO or SAM-2; SAM-2 .pt file.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder to make.")],
     images: Annotated[
-        Path, typer.Option(help="Folder of real images: the gate compares answers on them.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder of real images: the gate compares answers on them. A head alone takes "
+            "none, but features: a .npy file of them, or those of the run it lies in."
+        ),
+    ] = None,
     max_batch: Annotated[
         int,
         typer.Option(
@@ -47,6 +51,14 @@ def export(
             help="Configuration of an original SAM-2 .pt, e.g. configs/sam2.1/sam2.1_hiera_t.yaml.",
         ),
     ] = "",
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a head: the backbone whose features it was trained on. One graph sees images "
+            "and gives probabilities; another backbone is refused.",
+        ),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option(
@@ -126,6 +138,9 @@ def export(
     Example, on the machine with the GPU: tk export runs/embedder bundles/embedder --images photos
     --to onnx,tensorrt --precision fp16
 
+    Example, a head and its backbone in one graph: tk export run/models/student/seed0.pth
+    bundles/student --backbone run/backbone.pth --images patches
+
     Example: tk export IDEA-Research/grounding-dino-tiny bundles/detector --images photos
     """
     import time
@@ -154,7 +169,9 @@ def export(
     request.check_machine()
     started = time.monotonic()
     canvas = parse_size(size)
-    model = open_source(source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg)
+    model = open_source(
+        source, max_batch, size=canvas, prompt=bake, sam2_cfg=sam2_cfg, backbone=backbone
+    )
     lines = write_bundle(model, out, images, overwrite=overwrite, opset=opset, request=request)
     megabytes = sum(file.stat().st_size for file in out.glob("*.onnx*")) / 1e6
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +90,12 @@ class Reference:
     Args:
         model: the reference.
         name: of the part.
-        canvases: (n, H, W, 3) uint8, real images on the model's canvas.
+        canvases: (n, H, W, 3) uint8, real images on the model's canvas; or its `rows`.
         thorough: judge on all of them, and not only on what the largest batch takes.
     """
 
     def __init__(
-        self, model: ExportModel, name: str, canvases: NDArray[np.uint8], thorough: bool = False
+        self, model: ExportModel, name: str, canvases: NDArray[Any], thorough: bool = False
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
@@ -113,8 +114,8 @@ class Reference:
         return len(self._cases)
 
     def _plan(
-        self, canvases: NDArray[np.uint8], thorough: bool
-    ) -> Iterator[tuple[NDArray[np.uint8], int, bool, int]]:
+        self, canvases: NDArray[Any], thorough: bool
+    ) -> Iterator[tuple[NDArray[Any], int, bool, int]]:
         """Pictures, rows, and `alone` and `fresh` of each case."""
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):

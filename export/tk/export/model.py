@@ -27,16 +27,16 @@ class ExportPart:
             `spec`.
         spec: names, dtypes and shapes; a string axis is free, and the first one is the batch that
             the gate varies.
-        feed: makes inputs of a given batch from canvases `(n, H, W, 3) uint8`. The first row of
-            what one part is fed belongs to the first row of every other part: the same picture,
-            the same prompt.
+        feed: makes inputs of a given batch from canvases `(n, H, W, 3) uint8` (or from `rows` of
+            the model). The first row of what one part is fed belongs to the first row of every
+            other part: the same picture, the same prompt.
         patch: entered while the module is traced, never while it runs as the reference: a place
             for changes to a library's functions that the exporter cannot read.
     """
 
     module: nn.Module
     spec: Part
-    feed: Callable[[NDArray[np.uint8], int], Arrays]
+    feed: Callable[[NDArray[Any], int], Arrays]
     patch: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @torch.inference_mode()
@@ -58,6 +58,8 @@ class ExportModel:
             name, else it comes from outside. Parts without a free axis are proved as they are.
         checkpoint: file whose hash goes into the manifest, or a model folder.
         files: other files of the bundle, name -> content (a tokenizer); hashed in the manifest.
+        rows: (n, F) float32, what the gate feeds in place of pictures to a model that sees none.
+        rows_from: where they come from, for a person.
     """
 
     task: str
@@ -70,6 +72,8 @@ class ExportModel:
     licence: str
     checkpoint: Path
     files: dict[str, bytes] = field(default_factory=dict)
+    rows: NDArray[np.float32] | None = None
+    rows_from: str = ""
 
     @property
     def parameters(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tk.export.model import ExportModel
 from tk.export.precision.calibrate import MIN_IMAGES
 from tk.runtime.errors import TkError
 from tk.runtime.images import find_images, read_image, relative_name
@@ -25,27 +27,33 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images on the canvas of a model.
+    """Images on the canvas of a model; features, for a model that sees no images.
 
     Attributes:
-        gate: (n, H, W, 3) uint8: to compare answers on.
-        calibration: (m, H, W, 3) uint8: to measure ranges on; empty when none were asked for.
+        gate: (n, H, W, 3) uint8, or (n, F) float32: to compare answers on.
+        calibration: (m, …) of the same: to measure ranges on; empty when none were asked for.
         shared: whether ranges are measured on images of the gate too, for want of others.
         broken: files that could not be read, relative to the folder.
+        note: what else a person should know.
     """
 
-    gate: NDArray[np.uint8]
-    calibration: NDArray[np.uint8]
+    gate: NDArray[Any]
+    calibration: NDArray[Any]
     shared: bool = False
     broken: tuple[str, ...] = ()
+    note: str = ""
 
     def lines(self) -> list[str]:
         """What a person should know about them."""
+        said = [self.note] if self.note else []
         if not self.broken:
-            return []
+            return said
         more = f" and {len(self.broken) - NAMED} more" if len(self.broken) > NAMED else ""
         names = ", ".join(self.broken[:NAMED])
-        return [f"{len(self.broken)} images could not be read and were passed by: {names}{more}"]
+        return [
+            *said,
+            f"{len(self.broken)} images could not be read and were passed by: {names}{more}",
+        ]
 
 
 def load_pictures(folder: Path, spec: ImageSpec, calibration: int = 0) -> Pictures:
@@ -75,6 +83,72 @@ def load_pictures(folder: Path, spec: ImageSpec, calibration: int = 0) -> Pictur
             + (f"; not readable: {', '.join(broken[:NAMED])}" if broken else ""),
             fix="give --images a folder with more pictures like those the model will see",
         )
+    return _divided(whole, gate, calibration, broken)
+
+
+def load_inputs(model: ExportModel, images: Path | None, calibration: int = 0) -> Pictures:
+    """What the gate feeds: images on the canvas, or features to a model that sees no images.
+
+    Args:
+        model: to be judged.
+        images: folder of images; or, for a model that takes features, a .npy file of them, None
+            for its own.
+        calibration: as of `load_pictures`.
+
+    Raises:
+        TkError: as `load_pictures`; no images for a model that sees them, or images for one that
+            takes features.
+    """
+    if model.rows is None:
+        if images is None:
+            raise TkError(
+                "the gate compares answers on real images, and none are given",
+                fix="add --images DIR: a folder of pictures like those the model will see",
+            )
+        return load_pictures(images, model.image, calibration)
+    rows, source = model.rows, model.rows_from
+    if images is not None:
+        rows, source = _read_rows(images, rows.shape[1]), images.name
+    count = (GATE_INT8 if calibration else GATE_IMAGES) + calibration
+    if len(rows) < (MIN_IMAGES if calibration else 1):
+        raise TkError(
+            f"too few features in {source}",
+            expected=f"at least {MIN_IMAGES if calibration else 1}",
+            found=str(len(rows)),
+        )
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
+    note = f"compared on {len(chosen)} features: {source}"
+    if not calibration:
+        return Pictures(chosen, chosen[:0], note=note)
+    return replace(_divided(chosen, GATE_INT8, calibration), note=note)
+
+
+def _read_rows(path: Path, length: int) -> NDArray[np.float32]:
+    """Features from a .npy file: (n, length) float32."""
+    if path.suffix != ".npy" or not path.is_file():
+        raise TkError(
+            "this head takes features of a backbone, not images",
+            expected=f".npy file of features (n, {length}), or no --images at all",
+            found=str(path),
+            fix="give --backbone FILE as well, to export the chain that sees images",
+        )
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise TkError(f"{path} cannot be read as an array", found=str(error)) from None
+    if rows.ndim != 2 or rows.shape[1] != length or not np.isfinite(rows).all():
+        raise TkError(
+            f"{path} does not hold features for this head",
+            expected=f"(n, {length}) finite numbers",
+            found=f"{rows.dtype} {rows.shape}",
+        )
+    return np.asarray(rows, np.float32)
+
+
+def _divided(
+    whole: NDArray[Any], gate: int, calibration: int, broken: tuple[str, ...] = ()
+) -> Pictures:
+    """Divide among gate and calibration."""
     if len(whole) < 2 * MIN_IMAGES:
         return Pictures(whole[:gate], whole[:calibration], shared=True, broken=broken)
     # Every so many-th judges, so that both see the whole folder.

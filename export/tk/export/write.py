@@ -17,7 +17,7 @@ from tk.export.existing import clear_leftovers, open_existing
 from tk.export.gate import Verdict, summarise
 from tk.export.graph import OPSET
 from tk.export.model import ExportModel
-from tk.export.pictures import Pictures, load_pictures
+from tk.export.pictures import Pictures, load_inputs
 from tk.export.produce import Producer, Product, write_file
 from tk.export.request import Request
 from tk.runtime.backends.base import Arrays
@@ -40,7 +40,7 @@ LIBRARIES = (
 def write_bundle(
     model: ExportModel,
     out: Path,
-    images: Path,
+    images: Path | None,
     *,
     overwrite: bool = False,
     opset: int = OPSET,
@@ -51,7 +51,8 @@ def write_bundle(
     Args:
         model: what to export.
         out: the bundle folder to make, or to add precisions to.
-        images: folder of real images for the gate, and for calibration.
+        images: folder of real images for the gate, and for calibration; what else it may be for
+            models that see no images: `load_inputs`.
         overwrite: replace an existing bundle.
         opset: of the ONNX files: 18, or 17 for TensorRT 8.6.
         request: precisions and kinds of files; float32 ONNX without.
@@ -66,7 +67,7 @@ def write_bundle(
     """
     request = request or Request()
     request.check_machine()
-    pictures = load_pictures(images, model.image, request.images_to_calibrate)
+    pictures = load_inputs(model, images, request.images_to_calibrate)
     busy = f"another tk export is writing {out}"
     with locked(out, busy=busy):
         clear_leftovers(out)
@@ -107,7 +108,7 @@ def _finish(
     write_json(folder / MANIFEST, _manifest(model, artifacts, files).to_json())
 
 
-def _probe(model: ExportModel, canvases: NDArray[np.uint8]) -> Arrays:
+def _probe(model: ExportModel, canvases: NDArray[Any]) -> Arrays:
     """Real inputs and what PyTorch makes of them, for `tk verify` on machines without PyTorch.
 
     Parts run on what the part before them gave; intermediate features are not stored, because
@@ -142,6 +143,7 @@ def _parity_json(product: Product, pictures: Pictures, request: Request) -> dict
     report: dict[str, Any] = {
         "reference": "float32 PyTorch, eager, CPU",
         "images": len(pictures.gate),
+        **({"note": pictures.note} if pictures.note else {}),
         "broken_images": list(pictures.broken),
         "verdicts": [
             {

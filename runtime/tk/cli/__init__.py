@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("tk.runtime.cli", "Check a bundle: hashes and parity again, without PyTorch."),
     "gallery": ("tk.runtime.cli", "Class prototypes: build, evaluate, search."),
     "annotate": ("tk.runtime.cli", "Find, cut out and name the objects in a folder of photos."),
+    "classify": (
+        "tk.runtime.cli",
+        "Say what each picture in a folder shows; score by folder names.",
+    ),
     "report": ("tk.runtime.cli", "One HTML page to look through the results."),
     "bench": ("tk.benchmarks.cli", "Latency, accuracy and equality, side by side."),
 }

@@ -109,6 +109,20 @@ def draw_detections(
     return canvas
 
 
+def text_ink(text: str, size: int, width: int) -> NDArray[np.uint8] | None:
+    """A line of text as coverage 0..255: (h, w) uint8, cut short with an ellipsis where it must be.
+
+    Args:
+        text: anything; it is put on one line.
+        size: of the letters, pixels.
+        width: that it may take, pixels.
+
+    Returns:
+        The ink, or None where not even an ellipsis fits.
+    """
+    return _fitting_ink(_clean(text), size, width)
+
+
 def _fit(image: NDArray[np.uint8], max_side: int) -> tuple[NDArray[np.uint8], float]:
     height, width = image.shape[:2]
     scale = max_side / max(height, width)

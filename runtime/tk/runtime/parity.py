@@ -26,6 +26,9 @@ Tensors = Mapping[str, NDArray[Any]]
 CONFIDENT = 0.1
 """Boxes below this score may differ: no annotator keeps them."""
 
+TIE = 0.05
+"""Two best probabilities this near leave the class in doubt: rounding may choose."""
+
 SAME_PLACE = 0.01
 """Pixels: boxes with all corners this near are one box, also when they have no area."""
 
@@ -39,6 +42,9 @@ THRESHOLDS: dict[str, dict[str, float]] = {
         "score_difference": 0.002,
         "mask_iou": 0.99,
         "iou_difference": 0.01,
+        "logit_difference": 0.001,
+        "probability_difference": 0.001,
+        "agreement": 1.0,
     },
     # 11 bits: one rounding is 0.05 %, and a network that does not overflow keeps 0.9999 (an error
     # of 3 % of a vector's length is 0.9995). Overflow and lost numbers are far beyond: 0.02 to 0.9.
@@ -50,6 +56,9 @@ THRESHOLDS: dict[str, dict[str, float]] = {
         "score_difference": 0.01,
         "mask_iou": 0.97,
         "iou_difference": 0.02,
+        "logit_difference": 0.01,
+        "probability_difference": 0.01,
+        "agreement": 1.0,
     },
     # 8 bits: one rounding is 0.4 %, eight times that of fp16; a sound ViT-S keeps 0.9999.
     "bf16": {
@@ -60,6 +69,9 @@ THRESHOLDS: dict[str, dict[str, float]] = {
         "score_difference": 0.03,
         "mask_iou": 0.95,
         "iou_difference": 0.04,
+        "logit_difference": 0.08,
+        "probability_difference": 0.05,
+        "agreement": 1.0,
     },
     # 256 steps per tensor. A sound ViT-S keeps 0.998; with 0.983 neighbours were seen to change
     # (field notes on one file in two engines), so the line lies between: 14 % of the length.
@@ -71,6 +83,9 @@ THRESHOLDS: dict[str, dict[str, float]] = {
         "score_difference": 0.05,
         "mask_iou": 0.90,
         "iou_difference": 0.05,
+        "logit_difference": 0.15,
+        "probability_difference": 0.1,
+        "agreement": 1.0,
     },
 }
 """Precision -> metric -> the least (similarities) or the most (differences) that passes.
@@ -83,6 +98,10 @@ by as much as the precision rounds, never by more.
 more or less is chance. Its scale is that of the embeddings: 1 as good as float32, 0 as good as by
 lot; int8 may lose a twentieth of what there is to lose. `same_neighbour` is recorded and never
 fails: of 16 images one is 6 %, and near-equal neighbours change places without harm.
+
+Logits of a classifier may be off by the same share of their spread as the vectors of an embedder of
+their length. That moves the probability of a class that is in doubt the most: by a quarter of the
+error, in logits, per class. A class that is not in doubt (`TIE`) must stay, whatever the precision.
 """
 
 FEWEST_NEIGHBOURS = 3
@@ -96,7 +115,8 @@ class Measure:
     Attributes:
         output: of the graph.
         metric: `cosine`, `neighbours_kept`, `same_neighbour`, `box_iou`, `score_difference`,
-            `mask_iou` or `iou_difference`.
+            `mask_iou`, `iou_difference`, `logit_difference`, `probability_difference` or
+            `agreement`.
         value: the worst over all rows.
         threshold: what it had to reach.
     """
@@ -141,6 +161,8 @@ def compare(
         figures = _detector_figures(expected, found)
     elif (task, part) == ("segmenter", "decoder"):
         figures = _decoder_figures(expected, found)
+    elif task == "classifier":
+        figures = _classifier_figures(expected, found)
     else:
         figures = [(name, "cosine", row_cosine(expected[name], found[name])) for name in expected]
     limits = THRESHOLDS[precision]
@@ -255,6 +277,32 @@ def _decoder_figures(expected: Tensors, found: Tensors) -> list[tuple[str, str, 
         np.asarray(expected["iou"], np.float64) - np.asarray(found["iou"], np.float64)
     ).max()
     return [("logits", "mask_iou", worst), ("iou", "iou_difference", float(difference))]
+
+
+def _classifier_figures(expected: Tensors, found: Tensors) -> list[tuple[str, str, float]]:
+    """Logits as shares of their spread, probabilities, and classes that are not in doubt.
+
+    The spread of a row is what lies between its largest and its smallest logit, but at least 1: of
+    logits that are nearly equal only the absolute error means something (to the probabilities).
+    """
+    logits, other_logits = (np.asarray(side["logits"], np.float64) for side in (expected, found))
+    shares, other_shares = (
+        np.asarray(side["probabilities"], np.float64) for side in (expected, found)
+    )
+    spread = np.maximum(np.ptp(logits, axis=1), 1.0)
+    off = float((np.abs(logits - other_logits).max(axis=1) / spread).max())
+    moved = float(np.abs(shares - other_shares).max())
+    best = np.sort(shares, axis=1)
+    clear = best[:, -1] - best[:, -2:].min(axis=1) > TIE
+    same = shares.argmax(axis=1) == other_shares.argmax(axis=1)
+    agreement = float(same[clear].mean()) if clear.any() else 1.0
+    if not all(np.isfinite(array).all() for array in (other_logits, other_shares)):
+        off = moved = agreement = float("nan")
+    return [
+        ("logits", "logit_difference", off),
+        ("probabilities", "probability_difference", moved),
+        ("probabilities", "agreement", agreement),
+    ]
 
 
 def run_parts(task: str, sessions: Mapping[str, Session], inputs: Arrays) -> dict[str, Arrays]:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import timm
 from numpy.typing import NDArray
 
 from tk.export.model import ExportModel, ExportPart, repeat_rows
+from tk.export.sources.licence import licence_of_training
 from tk.export.sources.source import DEFAULT_BATCH, Source
 from tk.runtime.backends.base import Arrays
 from tk.runtime.manifest import Part, TensorSpec
 from tk.train.embedder.train import load_embedder
 from tk.train.run.checkpoint import classes_of, config_of, crop_spec_of, image_spec_of
-
-
-def _licence(config: dict[str, Any]) -> str:
-    """What is known about the licence of the weights that training started from."""
-    model = config["model_id"]
-    if weights := config.get("weights"):
-        return (
-            f"{model}, started from the file {Path(weights).name}: its licence is not known to tk"
-        )
-    if not config.get("pretrained"):
-        return "own weights, trained from scratch"
-    stated = timm.get_pretrained_cfg(model)
-    return f"{model}: {getattr(stated, 'license', None) or 'not stated'}"
 
 
 def open_source(source: Source, max_batch: int) -> ExportModel:
@@ -55,6 +39,6 @@ def open_source(source: Source, max_batch: int) -> ExportModel:
         classes=(),
         settings={"trained_on": list(classes_of(state)), "model_id": config["model_id"]},
         source={"step": state["step"], "best": state.get("best")},
-        licence=_licence(config),
+        licence=licence_of_training(config),
         checkpoint=source.path,
     )

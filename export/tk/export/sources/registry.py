@@ -19,6 +19,7 @@ SOURCES: dict[str, str] = {
     "detector": "tk.export.sources.detector",
     "segmenter": "tk.export.sources.segmenter",
     "embedder": "tk.export.sources.embedder",
+    "classifier": "tk.export.sources.classifier",
     "backbone": "tk.export.sources.backbone",
     "grounding-dino": "tk.export.sources.grounding_dino",
     "sam2": "tk.export.sources.sam2",
@@ -37,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "size": ("grounding-dino", "sam2"),
     "bake": ("grounding-dino",),
     "sam2-cfg": ("sam2",),
+    "backbone": ("classifier",),
 }
 """Option -> tasks that it means something for."""
 
@@ -44,6 +46,13 @@ TRAINING = "training.json"
 """What a training says of such a folder beside the library's files."""
 
 CHECKPOINTS = ("checkpoint_best.pth", "checkpoint_last.pth")
+
+HEADS = "models"
+"""Folder of the heads in a run of `tk train distill`."""
+
+ENCODER = "encoder"
+"""Task of a checkpoint that holds a backbone alone."""
+
 ACCEPTED = (
     "a run folder or checkpoint of tk train, or its --export-backbone file; "
     "a Hugging Face folder, .safetensors file with "
@@ -60,27 +69,31 @@ def open_source(
     size: tuple[int, int] | None = None,
     prompt: str = "",
     sam2_cfg: str = "",
+    backbone: Path | None = None,
 ) -> ExportModel:
     """Open what the user named.
 
     Args:
         source: see `ACCEPTED`.
         max_batch: largest number of pictures per call that will be proved.
-        size, prompt, sam2_cfg: see `Source`.
+        size, prompt, sam2_cfg, backbone: see `Source`.
 
     Raises:
         TkError: nothing there, nothing that can be exported, or an option that does not apply.
         EnvironmentLacks: a hub id, and no network.
     """
     found = find_source(str(source), sam2_cfg=sam2_cfg)
-    for option, value in (("size", size), ("bake", prompt), ("sam2-cfg", sam2_cfg)):
+    options = {"size": size, "bake": prompt, "sam2-cfg": sam2_cfg, "backbone": backbone}
+    for option, value in options.items():
         if value and found.task not in OPTIONS[option]:
             raise TkError(
                 f"--{option} means nothing for {source}",
                 expected=f"a model of {' or '.join(OPTIONS[option])}",
                 found=found.task,
             )
-    wanted = replace(found, size=size or found.size, prompt=prompt, sam2_cfg=sam2_cfg)
+    wanted = replace(
+        found, size=size or found.size, prompt=prompt, sam2_cfg=sam2_cfg, backbone=backbone
+    )
     model: ExportModel = importlib.import_module(SOURCES[found.task]).open_source(wanted, max_batch)
     return model
 
@@ -106,6 +119,14 @@ def _folder(path: Path, called: str) -> Source:
     for name in CHECKPOINTS:
         if (path / name).is_file():
             return _checkpoint(path / name, called)
+    if (path / HEADS / "teacher").is_dir():
+        raise TkError(
+            f"{path} is a run of tk train distill, which holds many models",
+            expected="one of them: a head, a head with --backbone, or a student's folder",
+            fix=f"tk export {path / HEADS / 'student' / 'seed0.pth'} OUT "
+            f"--backbone {path / 'backbone.pth'} --images DIR; "
+            f"or all of them: tk bench table {path}",
+        )
     if (path / "config.json").is_file():
         task, canvas = _task_of(path), _trained_canvas(path)
         return Source(path, task, canvas, name=called, licence=licence_of(path))
@@ -162,6 +183,11 @@ def _checkpoint(path: Path, called: str) -> Source:
         raise TkError(
             error.what, expected=error.expected or ACCEPTED, found=error.found, fix=error.fix
         ) from None
+    if task == ENCODER:
+        raise TkError(
+            f"{path} is a backbone alone: it has features, but no classes",
+            fix=f"export a head on it: tk export HEAD.pth OUT --backbone {path} --images DIR",
+        )
     if task not in SOURCES:
         raise TkError(f"cannot export a checkpoint of task {task!r}", expected=", ".join(SOURCES))
     if task in MODEL_TYPES.values():

@@ -15,13 +15,14 @@ class Source:
 
     Attributes:
         path: checkpoint file, weights file or model folder; it exists.
-        task: key of `registry.SOURCES`: `detector`, `segmenter`, `embedder` for our own
-            checkpoints, `backbone` for files of `tk train ssl --export-backbone`,
-            `grounding-dino`, `sam2` for models of elsewhere.
+        task: key of `registry.SOURCES`: `detector`, `segmenter`, `embedder`, `classifier` (heads
+            and image classifiers) for our own checkpoints, `backbone` for files of
+            `tk train ssl --export-backbone`, `grounding-dino`, `sam2` for models of elsewhere.
         size: (height, width) of the canvas in pixels, or None for the model's own.
         prompt: text to bake into the graph, "" for none.
         sam2_cfg: name of the original `sam2` configuration that a `.pt` file belongs to, or "".
         name: hub id, or the last part of a path: fit for the manifest.
+        backbone: checkpoint of the backbone that a head is joined with, or None.
         licence: of the weights as far as the folder says, "" when it does not.
     """
 
@@ -31,4 +32,5 @@ class Source:
     prompt: str = ""
     sam2_cfg: str = ""
     name: str = ""
+    backbone: Path | None = None
     licence: str = ""
