@@ -30,6 +30,12 @@ def features(model: nn.Module) -> torch.Tensor:
     return model.forward_head(model.forward_features(PICTURES), pre_logits=True)  # type: ignore[operator, no-any-return]
 
 
+def seen_by_teacher(task: LogitDistillationTask | FeatureDistillationTask) -> torch.Tensor:
+    """The pictures as timm hands them to the teacher."""
+    buffers = dict(task.named_buffers())
+    return task.teacher.normalize_input(PICTURES, buffers["student_mean"], buffers["student_std"])
+
+
 def test_kd_loss__is_timms(networks: tuple[nn.Module, nn.Module]) -> None:
     student, teacher = networks
     task = LogitDistillationTask(
@@ -37,7 +43,7 @@ def test_kd_loss__is_timms(networks: tuple[nn.Module, nn.Module]) -> None:
     )
     task.trainable_module.eval()
     found = task(PICTURES, TARGETS)
-    wanted_input = task.teacher.normalize_input(PICTURES, task.student_mean, task.student_std)
+    wanted_input = seen_by_teacher(task)
     own = kd_loss(student(PICTURES), teacher(wanted_input), 3.0)
     assert float(own.detach()) == pytest.approx(float(found["kd_loss"].detach()), rel=1e-5)
 
@@ -53,7 +59,7 @@ def test_feature_distillation__is_timms(networks: tuple[nn.Module, nn.Module]) -
         nn.init.zeros_(own.projection.bias)
     else:
         own.projection.load_state_dict(task.trainable_module.projection.state_dict())
-    seen = task.teacher.normalize_input(PICTURES, task.student_mean, task.student_std)
+    seen = seen_by_teacher(task)
     with torch.no_grad():
         wanted = teacher.forward_head(teacher.forward_features(seen), pre_logits=True)  # type: ignore[operator]
     loss = own(features(student), wanted)

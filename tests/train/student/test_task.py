@@ -109,13 +109,14 @@ def test_answers__are_what_the_teacher_says_of_the_view_of_that_epoch(
     assert np.array_equal(views[0], views[2]) and not np.array_equal(views[0], views[1])
 
 
-def test_answers__are_shared_by_runs_of_other_seeds(
+def test_answers__are_shared_by_runs_of_other_seeds_and_sizes(
     root: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: dict[str, Any] = {"teacher": teacher / "image.pth", "teacher_views": 1}
     for seed in (0, 1):
         out = tmp_path / str(seed)
-        task = make(root, out, seed=seed, teacher_cache=tmp_path / "answers", **given)
+        given |= {"seed": seed, "img_size": 32 - 16 * seed}
+        task = make(root, out, teacher_cache=tmp_path / "answers", **given)
         out.mkdir()
         task.begin(torch.device("cpu"))
         assert ("are reused" in capsys.readouterr().err) == bool(seed)
