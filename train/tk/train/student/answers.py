@@ -65,7 +65,8 @@ class Answers:
             key={
                 "weights": teacher.digest,
                 "order": teacher.order,
-                "image_specs": [spec_to_json(spec) for spec in self.views.specs],
+                # Not the student's: its view is made from the largest, and students may share.
+                "canvases": [spec_to_json(s) for s in (self.views.largest, self.views.specs[-1])],
                 "aug": (config.aug, config.area, config.split_seed, self.count),
                 "bfloat16": half,
                 "crops": files_digest(self.pictures.crops),
