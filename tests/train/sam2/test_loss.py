@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
 from tk.train.sam2.loss import (
@@ -94,7 +95,22 @@ def test_focal__equals_torchvisions() -> None:
     found, target = case()
     wide = target[:, None].expand_as(found.logits)
     expected = sigmoid_focal_loss(found.logits, wide, 0.25, 2.0, reduction="none").mean((2, 3))
-    torch.testing.assert_close(focal_loss(found.logits, target[:, None]), expected)
+    torch.testing.assert_close(focal_loss(found.logits, target[:, None], Weights()), expected)
+
+
+def test_focal__without_balance_is_half_the_cross_entropy() -> None:
+    """What random weights are trained with, at twice the weight."""
+    found, target = case()
+    wide = target[:, None].expand_as(found.logits)
+    expected = binary_cross_entropy_with_logits(found.logits, wide, reduction="none").mean((2, 3))
+    even = focal_loss(found.logits, target[:, None], Weights(alpha=0.5, gamma=0))
+    torch.testing.assert_close(2 * even, expected)
+    (own,) = torch.autograd.grad(2 * even.sum(), found.logits)
+    torch.testing.assert_close(own, torch.autograd.grad(expected.sum(), found.logits)[0])
+    total = sam2_loss(found, target, Weights(alpha=0.5, gamma=0, dice=0, iou=0, score=0))
+    assert float(total["focal"].detach()) != float(
+        sam2_loss(found, target, Weights(dice=0, iou=0, score=0))["focal"].detach()
+    )
 
 
 def test_terms__closed_forms() -> None:
@@ -102,10 +118,10 @@ def test_terms__closed_forms() -> None:
     target = torch.zeros(1, 1, 4, 4)
     target[..., :2, :] = 1
     # Every pixel at one half: entropy log 2, weight 1/4, balance 1/4 and 3/4 by halves.
-    assert float(focal_loss(logits, target)) == pytest.approx(math.log(2) / 4 * 0.5)
+    assert float(focal_loss(logits, target, Weights())) == pytest.approx(math.log(2) / 4 * 0.5)
     assert float(dice_loss(logits, target)) == pytest.approx(1 - (2 * 4 + 1) / (8 + 8 + 1))
     perfect = torch.where(target > 0, 30.0, -30.0)
-    assert float(focal_loss(perfect, target)) == pytest.approx(0, abs=1e-6)
+    assert float(focal_loss(perfect, target, Weights())) == pytest.approx(0, abs=1e-6)
     assert float(dice_loss(perfect, target)) == pytest.approx(0, abs=1e-6)
     assert float(measured_iou(perfect, target)) == 1
     assert float(measured_iou(perfect.roll(1, dims=2), target)) == pytest.approx(4 / 12)
@@ -123,7 +139,7 @@ def test_loss__only_the_best_mask_learns_unless_spread() -> None:
     assert moved.nonzero().tolist() == [[row, row % 3] for row in range(5)]
     both, _ = case(absent=False)
     spread = sam2_loss(both, target, Weights(), spread=1.0)
-    expected = focal_loss(both.logits, target[:, None]).mean()
+    expected = focal_loss(both.logits, target[:, None], Weights()).mean()
     assert float(spread["focal"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.autograd.backward(spread["loss"])
     assert both.logits.grad is not None and (both.logits.grad.abs().amax(dim=(2, 3)) > 0).all()

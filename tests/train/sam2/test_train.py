@@ -149,9 +149,9 @@ def test_train__from_a_folder_with_its_encoder_frozen(tmp_path: Path) -> None:
     config = settings(
         tmp_path, model=str(tmp_path / "start"), freeze_encoder=True, loss_scale=2, steps=3
     )
-    assert (config.lr, config.focal_weight, config.inside_first) == (2e-5, 20, 0)
+    assert (config.lr, config.focal_weight, config.focal_alpha) == (2e-5, 20, 0.25)
     own = settings(tmp_path)
-    assert (own.lr, own.inside_first, settings(tmp_path, lr=1.0).lr) == (1.5e-3, 0.3, 1.0)
+    assert (own.lr, own.focal_alpha, settings(tmp_path, lr=1.0).lr) == (1.5e-3, 0.5, 1.0)
     train_sam2(config.model_copy(update={"lr": 1e-2}))
     after = load_file(config.out / "model" / "model.safetensors")
     kept = json.loads((config.out / "model" / "preprocessor_config.json").read_text())

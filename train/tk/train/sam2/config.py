@@ -13,8 +13,11 @@ SMALL = "small"
 
 FOR_RANDOM_WEIGHTS: dict[str, Any] = {
     "lr": 1.5e-3,
-    "ema_decay": 0.99,
-    "focal_weight": 1.0,
+    "batch_size": 2,
+    "ema_decay": 0.995,
+    "focal_weight": 2.0,
+    "focal_alpha": 0.5,
+    "focal_gamma": 0.0,
     "all_masks": 1.0,
     "inside_first": 0.3,
     "objects": 6,
@@ -32,8 +35,9 @@ class Sam2Config(TrainConfig):
             *("val_split", "ram_gb"),
         ),
         "Loss": (
-            *("focal_weight", "dice_weight", "iou_weight", "object_weight"),
-            *("all_masks", "inside_first", "boxes_first", "loss_scale"),
+            *("focal_weight", "focal_alpha", "focal_gamma"),
+            *("dice_weight", "iou_weight", "object_weight"),
+            *("all_masks", "inside_first", "loss_scale"),
         ),
         **TrainConfig.sections,
     }
@@ -48,7 +52,7 @@ class Sam2Config(TrainConfig):
         0,
         ge=0,
         multiple_of=32,
-        description="side of the canvas in pixels; 0: that of the model, 256 for small",
+        description="side of the canvas in pixels; 0: that of the model, 384 for small",
     )
     freeze_encoder: bool = Field(
         False,
@@ -70,7 +74,20 @@ class Sam2Config(TrainConfig):
     val_split: float = Field(0.1, ge=0, lt=1, description="share of the images held out")
     ram_gb: float = Field(2.0, ge=0, description="images kept in memory; the others are read again")
 
-    focal_weight: float = Field(20.0, ge=0, description="of the focal loss of a mask; 1 if small")
+    focal_weight: float = Field(20.0, ge=0, description="of the focal loss of a mask; 2 if small")
+    focal_alpha: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="weight of object pixels in the focal loss, the others weigh the rest of 1; "
+        "0.5 if small",
+    )
+    focal_gamma: float = Field(
+        2.0,
+        ge=0,
+        description="how little easy pixels count in the focal loss; 0: all alike, the cross "
+        "entropy; 0 if small",
+    )
     dice_weight: float = Field(1.0, ge=0, description="of the Dice loss of a mask")
     iou_weight: float = Field(1.0, ge=0, description="of the error of the predicted IoU")
     object_weight: float = Field(1.0, ge=0, description="of the object score")
@@ -90,13 +107,6 @@ class Sam2Config(TrainConfig):
         "half of the Dice loss counts all pixels, which teaches which object the box means; 0: "
         "all pixels always; 0.3 if small",
     )
-    boxes_first: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the steps in which filled boxes are the masks to learn: random "
-        "weights then learn sooner where the box is",
-    )
     loss_scale: Literal[1, 2, 4] = Field(
         1,
         description="masks are compared at this multiple of the decoder's resolution; 4: the "
@@ -104,7 +114,7 @@ class Sam2Config(TrainConfig):
     )
 
     steps: int = Field(2000, ge=1, description="optimizer steps of the whole run")
-    batch_size: int = Field(4, ge=1, description="pictures per step")
+    batch_size: int = Field(4, ge=1, description="pictures per step; 2 if small")
     lr: float = Field(2e-5, gt=0, description="peak learning rate; 1.5e-3 if --model small")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 

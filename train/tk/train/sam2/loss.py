@@ -14,18 +14,22 @@ from torch import Tensor
 
 from tk.runtime.heads.segmenter import REGION_MARGIN
 
-ALPHA, GAMMA = 0.25, 2.0
-"""Weight of object pixels in the focal loss, and how little easy pixels count."""
-
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the terms; the defaults are those of SAM-2."""
+    """Of the terms; the defaults are those of SAM-2.
+
+    Attributes:
+        alpha: of object pixels in the focal loss, 0..1; the others weigh 1 - alpha.
+        gamma: how little easy pixels count in the focal loss, 0 or more; 0: all alike.
+    """
 
     focal: float = 20.0
     dice: float = 1.0
     iou: float = 1.0
     score: float = 1.0
+    alpha: float = 0.25
+    gamma: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ class Predictions:
         return replace(self, logits=logits)
 
 
-def focal_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Focal loss of each mask, mean over its pixels.
+def focal_loss(
+    logits: Tensor, target: Tensor, weights: Weights, region: Tensor | None = None
+) -> Tensor:
+    """Focal loss of each mask, mean over its pixels (Lin et al. 2017).
 
     Args:
         logits: (N, M, h, w) float32.
         target: (N, 1, h, w) float32 0..1, share of the pixel that the object covers.
+        weights: alpha and gamma of them.
         region: (N, 1, h, w) float32 0 or 1, pixels that count; None: all.
 
     Returns:
@@ -63,8 +70,8 @@ def focal_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> 
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     share = logits.sigmoid()
     right = share * target + (1 - share) * (1 - target)
-    balance = ALPHA * target + (1 - ALPHA) * (1 - target)
-    losses = (balance * (1 - right) ** GAMMA * entropy).flatten(2)
+    balance = weights.alpha * target + (1 - weights.alpha) * (1 - target)
+    losses = (balance * (1 - right) ** weights.gamma * entropy).flatten(2)
     if region is None:
         return losses.mean(dim=2)
     counted = region.flatten(2)
@@ -72,7 +79,7 @@ def focal_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> 
 
 
 def dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """1 - Dice of each mask; arguments and result as `focal_loss`."""
+    """1 - Dice of each mask, `(N, M) float32`; arguments as of `focal_loss`."""
     share = logits.sigmoid()
     if region is not None:
         share, target = share * region, target * region
@@ -149,7 +156,8 @@ def sam2_loss(
     """
     target = target[:, None]
     region = None if region is None else region[:, None]
-    focal, dice = focal_loss(found.logits, target, region), dice_loss(found.logits, target, region)
+    focal = focal_loss(found.logits, target, weights, region)
+    dice = dice_loss(found.logits, target, region)
     if elsewhere:
         dice = (dice + dice_loss(found.logits, target)) / 2
     overlap = measured_iou(found.logits.detach(), target, region)

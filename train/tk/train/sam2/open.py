@@ -17,7 +17,7 @@ from tk.train.sam2.config import SMALL
 from tk.train.sam2.model import Normalisation
 from tk.train.sam2.small import small_config, small_model
 
-SMALL_SIDE = 256
+SMALL_SIDE = 384
 """Side of the canvas of a small model, pixels, unless another is asked for."""
 
 ACCEPTED = "small, a Hugging Face folder of SAM-2, or a hub id such as facebook/sam2.1-hiera-tiny"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Sam2Config as LibraryConfig
 from transformers import Sam2Model
 
@@ -20,6 +20,10 @@ HIDDEN = 96
 """Channels of pyramid and decoder; a pixel of a mask is made from an eighth of it."""
 
 
+STEEP = 3.0
+"""Attention logit of a corner far to the left of a pixel; steeper ones learn more slowly."""
+TWICE_SAID = 2.3
+"""How much larger a place is in a key: normalised with its token, and then added once more."""
 LOWEST, HIGHEST = 1 / 8, 8.0
 """Waves of the position encoding over half the canvas."""
 
@@ -114,7 +118,7 @@ def _listen(model: Sam2Model) -> None:
     With an ordinary draw attention is nearly uniform, so every token becomes the mean of all and
     every pixel hears the same of the box: training then stays for a thousand steps and more at
     masks that do not depend on the box. Here a token first keeps what it is, what the picture
-    adds to it is quiet, and a pixel attends to the corners that lie at its own place.
+    adds to it is quiet, and a pixel hears on which side of the box's edges it lies.
     """
     transformer: Any = model.mask_decoder.transformer
     for index, layer in enumerate(transformer.layers):
@@ -127,6 +131,7 @@ def _listen(model: Sam2Model) -> None:
             own.o_proj.weight.mul_(0.2)
         _match_places(layer.cross_attn_token_to_image, 0.1)
         _match_places(layer.cross_attn_image_to_token, 1.5)
+        _hear_sides(model, layer.cross_attn_image_to_token)
         layer.mlp.proj_out.weight.mul_(0.2)
     _match_places(transformer.final_attn_token_to_image, 0.1)
     for lateral in model.vision_encoder.neck.convs:
@@ -138,3 +143,47 @@ def _match_places(attention: Any, loudness: float) -> None:
     nn.init.normal_(attention.q_proj.weight, std=1.5 * HIDDEN**-0.5)
     attention.k_proj.weight.copy_(attention.q_proj.weight)
     attention.o_proj.weight.mul_(loudness)
+
+
+def _hear_sides(model: Sam2Model, attention: Any) -> None:
+    """A pixel's first head hears the corners to the left of it, its second those above it.
+
+    The difference of two places is a product of their waves, sin(a - b) = sin a cos b - cos a
+    sin b, and a sum of such sines is a step. The upper left corner says the opposite of the lower
+    right one, so between them a pixel hears one of them alone, which is "within".
+    """
+    count, size = HIDDEN // 4, attention.head_dim
+    first, second = model.prompt_encoder.point_embed.weight[2:4]
+    apart = (second - first) / (second - first).square().sum()
+    used, shares = _step(model.prompt_encoder.shared_embedding.positional_embedding[0], size // 2)
+    large = (shares.abs() * STEEP * size**0.5).sqrt()
+    rows = torch.arange(size // 2)
+    for head in (0, 1):
+        sine = used + head * count
+        cosine = sine + 2 * count
+        queries, keys = torch.zeros(2, size, HIDDEN)
+        queries[rows, sine], keys[rows, cosine] = large, large * shares.sign()
+        rest = rows + size // 2
+        queries[rest, cosine], keys[rest, sine] = large, -large * shares.sign()
+        own = slice(head * size, (head + 1) * size)
+        attention.q_proj.weight[own] = queries
+        attention.k_proj.weight[own] = keys / TWICE_SAID
+        attention.v_proj.weight[own.start] = -apart
+        attention.v_proj.weight[own.start + 1] = apart
+
+
+def _step(waves: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Waves whose sines add up to a step at 0.
+
+    Args:
+        waves: (N,) float32 ascending, over half the canvas, N >= 7.
+        terms: how many of them to use.
+
+    Returns:
+        (terms,) int64 which; (terms,) float32 their shares: least squares, small ones preferred.
+    """
+    used = torch.linspace(0, HIDDEN // 4 - 7, terms).round().long()
+    distance = torch.linspace(-1.5, 1.5, 601)
+    sines = torch.sin(2 * math.pi * distance[:, None] * waves[used])
+    normal = sines.T @ sines + 3 * torch.eye(terms)
+    return used, torch.linalg.solve(normal, sines.T @ torch.tanh(10 * distance))

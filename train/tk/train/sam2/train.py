@@ -23,7 +23,7 @@ from tk.train.run.loop import fit, prepare
 from tk.train.run.task import TrainTask
 from tk.train.sam2.config import Sam2Config
 from tk.train.sam2.data import CanvasStore, Sample, make_sample
-from tk.train.sam2.loss import Weights, drawn_regions, filled_boxes, sam2_loss
+from tk.train.sam2.loss import Weights, drawn_regions, sam2_loss
 from tk.train.sam2.model import freeze, predict, side_of, write_model
 from tk.train.sam2.open import open_model
 from tk.train.sam2.segment import scene_overlaps
@@ -86,10 +86,13 @@ class Sam2Task(TrainTask):
         if config.loss_scale > 1:
             found = found.enlarged(masks.shape[-1])
         target = masks.float() / 255
-        if step < config.boxes_first * config.steps:
-            target = filled_boxes(boxes.flatten(0, 1), self.image_spec.width, self.cells)
         weights = Weights(
-            config.focal_weight, config.dice_weight, config.iou_weight, config.object_weight
+            focal=config.focal_weight,
+            dice=config.dice_weight,
+            iou=config.iou_weight,
+            score=config.object_weight,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
         )
         region = None
         if config.inside_first:
