@@ -169,8 +169,7 @@ def known(p50: float) -> dict[str, Any]:
     return {**dict.fromkeys(keys, p50), "n": 7, "cv": 0.5, "warm_up": 20, "stable": p50 < 0.5}
 
 
-def test_cells__known_times() -> None:
-    rows = [row_of("teacher", "head", 300), row_of("tiny", "head", 100), row_of("net", "chain", 50)]
+def known_results() -> dict[str, Any]:
     chains = {
         "teacher": {"network": "t", "parameters": 1000, "mflops": 9.0, "same_as": "teacher"},
         "tiny": {"network": "t", "parameters": 800, "mflops": 9.0, "same_as": "teacher"},
@@ -182,7 +181,7 @@ def test_cells__known_times() -> None:
         "1": {"teacher": known(20e-6), "tiny": known(10e-6)},
         "32": {"teacher": known(64e-6), "tiny": known(32e-6)},
     }
-    results: dict[str, Any] = {
+    return {
         "figures": {"heads": heads, "pixels": pixels, "decode": {"1": {"decode": known(1e-3)}}},
         "chains": chains,
         "stages": {"heads": "h", "pixels": "p"},
@@ -193,6 +192,11 @@ def test_cells__known_times() -> None:
             "cores": 2, "time": "t",
         },
     }  # fmt: skip
+
+
+def test_cells__known_times() -> None:
+    rows = [row_of("teacher", "head", 300), row_of("tiny", "head", 100), row_of("net", "chain", 50)]
+    results = known_results()
     teacher, tiny = head_cells(rows, results)
     assert teacher[3] == "20.0 us" and tiny[3] == "10.0 us" and tiny[-1] == "2.0x"
     assert tiny[-2] == "1000000"  # 32 features in 32 us
@@ -203,7 +207,19 @@ def test_cells__known_times() -> None:
     assert [line["Images/s"] for line in found] == ["20.0", "20.0", "500"]
     said = " ".join(notes("pixels", results))
     assert "NOT stable after the warm-up: teacher" in said and "tiny as teacher" in said
-    assert "decoding one takes 1.00 ms more" in said
+    assert "decoding one takes 1.00 ms more" in said and "MIND" not in said
+
+
+def test_cells__a_busy_machine_is_said() -> None:
+    """Wall time is 20 times CPU time for one model: 40 times faster by one, twice by the other."""
+    results = known_results()
+    results["figures"]["pixels"]["1"]["teacher"]["cpu_p50"] = 0.004
+    rows = [row_of("teacher", "head", 300), row_of("net", "chain", 50)]
+    found = [dict(zip(PIXELS_HEADER, line, strict=True)) for line in pixel_cells(rows, results)]
+    assert (found[1]["Speed-Up"], found[1]["Speed-Up, CPU"]) == ("40.0x", "2.0x")
+    assert "up to 20.0 times its CPU time" in " ".join(notes("pixels", results))
+    results["options"]["threads"] = 2  # CPU time is then of both
+    assert "MIND" not in " ".join(notes("pixels", results))
 
 
 def test_rows__are_those_of_the_pipeline(run: Path) -> None:

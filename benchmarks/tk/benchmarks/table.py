@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -27,6 +28,9 @@ from tk.train.distill.extract import read_features
 from tk.train.distill.layout import INFO
 from tk.train.distill.results import Figure, Row
 from tk.train.distill.split import Items, read_split
+
+Measured = dict[str, Samples]
+"""Row -> its samples."""
 
 BATCHES = (1, 32)
 CROPS = 64
@@ -168,6 +172,13 @@ def _crop_files(items: Items) -> list[Path]:
     return [items.root / items.files[row] for row in chosen]
 
 
+def _measured(what: str, batch: int, candidates: dict[str, Candidate], plan: Plan) -> Measured:
+    """Say what is timed, for it may take a minute or more, and time it."""
+    names = ", ".join(candidates)
+    print(f"time {what}, batch {batch}, up to {plan.seconds:g} s: {names}", file=sys.stderr)
+    return measure(candidates, plan)
+
+
 def _plan(options: TableOptions) -> Plan:
     return Plan(samples=options.samples, seconds=options.seconds)
 
@@ -178,7 +189,7 @@ def _time_heads(
     items: Items,
     bundles: dict[str, Bundle],
     options: TableOptions,
-) -> dict[str, dict[str, Samples]]:
+) -> dict[str, Measured]:
     """Batch -> row -> samples; the features are those of the row's own backbone."""
     sessions = {
         name: bundle.session(threads=options.threads, **ENGINE) for name, bundle in bundles.items()
@@ -192,7 +203,9 @@ def _time_heads(
     plan = replace(_plan(options), window=50)  # microseconds each
     try:
         return {
-            str(batch): measure(
+            str(batch): _measured(
+                "heads",
+                batch,
                 {
                     row.name: _from_feature(sessions[row.name], features[row.backbone], batch)
                     for row in heads
@@ -208,7 +221,7 @@ def _time_heads(
 
 def _time_chains(
     bundles: dict[str, Bundle], crops: Sequence[Image], options: TableOptions
-) -> dict[str, dict[str, Samples]]:
+) -> dict[str, Measured]:
     """Batch -> row -> samples."""
     models = {
         name: Classifier(bundle, threads=options.threads, **ENGINE)
@@ -216,7 +229,9 @@ def _time_chains(
     }
     try:
         return {
-            str(batch): measure(
+            str(batch): _measured(
+                "from pixels",
+                batch,
                 {name: _from_pixels(model, crops, batch) for name, model in models.items()},
                 _plan(options),
             )

@@ -11,17 +11,30 @@ from typing import Any
 from tk.benchmarks.latency import duration
 from tk.runtime.files import write_bytes, write_json
 from tk.train.distill.results import Row
-from tk.train.distill.tables import DASH, HEADER, cells, draw_table, markdown
+from tk.train.distill.tables import DASH, HEADER, ONE_FIT, cells, draw_table, markdown
 
 JSON, HEADS, PIXELS = "latency.json", "table_heads", "table_pixels"
 TIMES = ("p99, batch 1", "p50, batch 32", "p99, batch 32")
 HEADS_HEADER = (*HEADER, *TIMES, "Features/s", "Speed-Up")
 PIXELS_HEADER = (
     *("Model", "Network", "Parameters", "Accuracy", "Inference Time", "Compression"),
-    *("Improvement", "Macro-F1", "ECE", *TIMES, "Images/s", "CPU Time", "Speed-Up", "MFLOPs"),
+    *(
+        "Improvement",
+        "Macro-F1",
+        "ECE",
+        *TIMES,
+        "Images/s",
+        "CPU Time",
+        "Speed-Up",
+        "Speed-Up, CPU",
+        "MFLOPs",
+    ),
 )
 TEACHER = "teacher"
 """Row that compression and speed-up are relative to."""
+
+WAITING = 1.25
+"""Wall over CPU time of one thread, above which the processor was not its own."""
 
 BY_KIND = {"heads": HEADS, "pixels": PIXELS}
 
@@ -78,6 +91,7 @@ def pixel_cells(rows: Sequence[Row], results: dict[str, Any]) -> list[list[str]]
             "Compression": _ratio(_compression(row.name, chains)),
             "CPU Time": duration(_figures("pixels", row.name, "1", results)["cpu_p50"]),
             "Speed-Up": _speed_up("pixels", row.name, results),
+            "Speed-Up, CPU": _speed_up("pixels", row.name, results, "cpu_p50"),
             "MFLOPs": f"{chain['mflops']:.1f}",
         }
         times = _times("pixels", row.name, results)
@@ -112,12 +126,19 @@ def notes(kind: str, results: dict[str, Any]) -> list[str]:
         "nothing clipped"
         + (f"; NOT stable after the warm-up: {', '.join(unstable)}" if unstable else "")
         + ".",
-        "Accuracy in square brackets: 95 % interval; Improvement in points of accuracy. "
+        f"Accuracy in square brackets: 95 % interval over seeds, {ONE_FIT} over test patches; "
+        "Improvement in points of accuracy. "
         + (
             f"Speed-Up and Compression: relative to the {TEACHER}"
             + ("'s chain." if kind == "pixels" else ".")
         ),
     ]
+    if options["threads"] == 1 and (worst := _waiting(figures["1"])) > WAITING:
+        lines.append(
+            f"MIND: other work held the processor. The median call took up to {worst:.1f} times "
+            "its CPU time, so times and Speed-Up say little: compare CPU times, or measure again "
+            "on an idle machine."
+        )
     if kind == "pixels":
         lines.append("CPU Time: median at batch 1, which other work on the machine hardly changes.")
         lines += _pixel_notes(results)
@@ -167,12 +188,18 @@ def _times(kind: str, name: str, results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _speed_up(kind: str, name: str, results: dict[str, Any]) -> str:
+def _speed_up(kind: str, name: str, results: dict[str, Any], key: str = "p50") -> str:
     known = results["chains"] if kind == "pixels" else results["figures"][kind]["1"]
     if TEACHER not in known:
         return DASH
-    own = _p50(kind, name, results)
-    return _ratio(_p50(kind, TEACHER, results) / own if own else None)
+    own, teacher = (float(_figures(kind, n, "1", results)[key]) for n in (name, TEACHER))
+    return _ratio(teacher / own if own else None)
+
+
+def _waiting(figures: dict[str, Any]) -> float:
+    """How many times its CPU time the median call of one thread took, the worst of all models."""
+    ratios = [float(one["p50"] / one["cpu_p50"]) for one in figures.values() if one["cpu_p50"]]
+    return max(ratios, default=1.0)
 
 
 def _compression(name: str, chains: dict[str, Any]) -> float | None:
