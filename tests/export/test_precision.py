@@ -113,6 +113,7 @@ def test_gate__int8_that_moves_neighbours_fails_at_a_good_cosine(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(THRESHOLDS["int8"], "neighbours_kept", 1.5)
+    monkeypatch.setitem(THRESHOLDS["int8"], "cosine", 0.9)
     request = Request(precisions=("int8",), fallback=False)
     with pytest.raises(CheckFailed, match="does not reach int8") as caught:
         write_bundle(small_model(Mlp(), tmp_path), tmp_path / "b", images, request=request)
