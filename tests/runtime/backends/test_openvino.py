@@ -255,3 +255,21 @@ def test_open_session__not_installed() -> None:
     )
     assert "pip install 'tk-vision[openvino]'" in done.stdout
     assert issubclass(EnvironmentLacks, TkError)
+
+
+@needs_openvino
+def test_openvino__reports_its_use_to_nobody() -> None:
+    """Importing it by itself sends an event; imported by us, no telemetry is even loaded."""
+    code = (
+        "import sys\n"
+        "from tk.runtime.backends.openvino import session\n"
+        "session._core()\n"
+        "print(sorted(name for name in sys.modules if 'openvino_telemetry' in name))\n"
+        "from openvino.tools.ovc import telemetry\n"
+        "print(type(telemetry).__module__)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.splitlines() == ["[]", "openvino.tools.ovc.telemetry_stub"]

@@ -20,7 +20,7 @@ CORNERS = slice(6, 8)
 def test_small__a_pixel_hears_the_corners_to_the_left_of_it_and_above_it(layer: int) -> None:
     """What attention sees of a corner rises where the pixels pass it: head 0 across, 1 down."""
     torch.manual_seed(0)
-    model = small.small_model(256).eval()
+    model = small.small_model(256)
     transformer: Any = model.mask_decoder.transformer
     attention = transformer.layers[layer].cross_attn_image_to_token
     seen: list[Tensor] = []

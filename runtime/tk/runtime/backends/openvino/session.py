@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Mapping
 from importlib import metadata, util
 from typing import Any
@@ -17,6 +18,7 @@ from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.manifest import Part
 
 NAME = "openvino-cpu"
+TELEMETRY = "openvino_telemetry"
 
 HINTS = {"bf16": ("BF16", "bf16"), "fp16": ("FP16", "f16")}
 """Precision of the artifact -> what the processor must be able to do, and the hint then.
@@ -115,8 +117,24 @@ def _core() -> Any:
     SIGSEGV much later, in code that has nothing to do with it: seen in 4 of 6 runs of a test file
     that closes sessions before other work, none with plugins that stay.
     """
-    ov: Any = importlib.import_module("openvino")  # it carries no types
-    return ov.Core()
+    return _library().Core()
+
+
+def _library() -> Any:
+    """OpenVINO, without what reports its use.
+
+    `import openvino` sends an event to its vendor's statistics, unless the package for that is not
+    there (2026.4, `openvino/tools/ovc/__init__.py`). Whoever inspects parts has not agreed to it,
+    so the package is out of sight while OpenVINO is imported.
+    """
+    seen = sys.modules.get(TELEMETRY)
+    if seen is None:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how Python says: not there
+    try:
+        return importlib.import_module("openvino")  # it carries no types
+    finally:
+        if seen is None:
+            del sys.modules[TELEMETRY]
 
 
 def _compiled(data: bytes, part: Part, precision: str, threads: int) -> Any:
