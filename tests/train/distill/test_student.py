@@ -25,6 +25,7 @@ def config(folder: Path, **changes: Any) -> DistillConfig:
         student="test_efficientnet",
         student_pretrained=False,
         student_epochs=1,
+        student_teacher_views=1,
         seeds=1,
         random_floor=False,
         threads=1,
@@ -57,6 +58,8 @@ def test_student__rows_of_the_whole_chain(made: Path) -> None:
     assert student["mflops"] > 0
     pairs = [(found["a"], found["b"]) for found in results["comparisons"]]
     assert ("image_student", "image_student_no_kd") in pairs
+    # Kept where students of other seeds find them.
+    assert (run / "answers").is_dir() and not (run / "student" / "answers").exists()
 
 
 def test_student__measured_on_the_test_patches_of_the_heads(made: Path) -> None:

@@ -23,6 +23,9 @@ STUDENT, CONTROL = "image_student", "image_student_no_kd"
 FOLDERS = {STUDENT: "student", CONTROL: "student_no_kd"}
 """Name of a row -> folder of its run with the first seed; `_seedK` is added for the others."""
 
+ANSWERS = "answers"
+"""Folder of what the teacher says of the training crops, with `--student-teacher-views`."""
+
 TEACHER = f"{MODELS}/teacher/seed0.pth"
 """The head whose answers are learned: the first one, not one chosen by the test."""
 
@@ -109,6 +112,8 @@ def student_settings(config: DistillConfig, seed: int, *, distilled: bool) -> di
         "feature_weight": config.student_feature_weight,
         "temperature": config.temperature,
         "teacher_views": config.student_teacher_views,
+        # The teacher is the slow one: students of all seeds share what it said.
+        "teacher_cache": config.out / ANSWERS,
         "unlabelled": config.student_unlabelled,
     }
 
