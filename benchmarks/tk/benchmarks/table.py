@@ -131,7 +131,7 @@ def read_rows(run: Path) -> list[Row]:
         raise TkError(
             f"{run} holds no results.json",
             expected="a finished run of tk train distill",
-            fix="tk train distill DATA --out " + str(run),
+            fix=f"tk train distill --data DATA --out {run}",
         )
     content = read_json(path)
     try:
