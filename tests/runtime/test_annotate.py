@@ -219,7 +219,13 @@ def test_interrupt__what_is_finished_is_kept(tiny_world: Path, tmp_path: Path) -
         *(sys.executable, "-m", "tk.cli", "annotate", photos, out, "--batch-size", "1"),
         *("--bundles", tiny_world / "bundles", "--gallery", tiny_world / "gallery"),
     ]
-    process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # in a background job of a shell SIGINT is ignored, which children inherit: `make test &`
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (out / "journal.jsonl").is_file() or not (out / "journal.jsonl").stat().st_size:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
