@@ -12,6 +12,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from tk.runtime.errors import TkError
+from tk.train.pretrained.backbone_weights import load_backbone
 
 
 def make_backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
@@ -112,15 +113,13 @@ class ImageEncoder(nn.Module):
         self.img_size = img_size
         self.backbone = make_backbone(model_id, img_size, pretrained=pretrained and weights is None)
         if weights is not None:
-            from tk.train.pretrained.backbone_weights import load_backbone
-
             load_backbone(self.backbone, weights)
         self.feature_size = feature_size(self.backbone)
         mean, std = channel_scale(self.backbone)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """Run the backbone.
 
         Args:
@@ -132,3 +131,7 @@ class ImageEncoder(nn.Module):
         scaled = (image.float() - self.mean) / self.std
         feature: Tensor = self.backbone(scaled.permute(0, 3, 1, 2))
         return feature.float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The same as `features`."""
+        return self.features(image)

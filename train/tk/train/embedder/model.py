@@ -8,13 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tk.train.backbone import channel_scale, feature_size, make_backbone
-from tk.train.pretrained.backbone_weights import load_backbone
+from tk.train.backbone import ImageEncoder
 
 HIDDEN = 512
 
 
-class EmbedNet(nn.Module):
+class EmbedNet(ImageEncoder):
     """uint8 pictures in, unit vectors out; this is the module that export traces.
 
     Args:
@@ -26,15 +25,9 @@ class EmbedNet(nn.Module):
         weights: a local file with the backbone's weights, instead of `pretrained`; see
             `tk.train.pretrained.backbone_weights`.
 
-    Attributes:
-        feature_size: length F of the backbone's feature.
-
     Raises:
         TkError: timm knows no such model, or the weights do not fit it.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -46,33 +39,13 @@ class EmbedNet(nn.Module):
         pretrained: bool = False,
         weights: Path | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = make_backbone(model_id, img_size, pretrained=pretrained and weights is None)
-        if weights is not None:
-            load_backbone(self.backbone, weights)
-        self.feature_size = feature_size(self.backbone)
+        super().__init__(model_id, img_size, pretrained=pretrained, weights=weights)
         self.head = nn.Sequential(
             nn.Linear(self.feature_size, HIDDEN),
             _BatchNorm(HIDDEN) if head_norm == "batch" else nn.LayerNorm(HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(HIDDEN, emb_dim),
         )
-        mean, std = channel_scale(self.backbone)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def features(self, image: Tensor) -> Tensor:
-        """Run the backbone.
-
-        Args:
-            image: (B, H, W, 3) uint8 RGB, already on the canvas.
-
-        Returns:
-            feature: (B, F) float32, under autocast too.
-        """
-        scaled = (image.float() - self.mean) / self.std
-        feature: Tensor = self.backbone(scaled.permute(0, 3, 1, 2))
-        return feature.float()
 
     def project(self, feature: Tensor) -> Tensor:
         """Run the head on what `features` gave.
