@@ -15,9 +15,10 @@ from tests.benchmarks import trio
 from typer.testing import CliRunner
 
 from tk.benchmarks.cli import COMMANDS
+from tk.benchmarks.environment import environment
 from tk.benchmarks.sources import source_of
 from tk.benchmarks.summary import REFERENCES, SIDES, summarise
-from tk.benchmarks.timing import Run, environment, percentile
+from tk.benchmarks.timing import Run, percentile
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.files import sha256_file, write_json

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tk.benchmarks.environment import available_cores, environment
 from tk.benchmarks.equality import Equality, compare_records
 from tk.benchmarks.fixed_boxes import FixedBoxes
 from tk.benchmarks.quality import Quality, judge
@@ -18,7 +19,7 @@ from tk.benchmarks.reference_chain import ReferenceChain
 from tk.benchmarks.report import write_results
 from tk.benchmarks.sources import open_models
 from tk.benchmarks.summary import REFERENCES, SIDES, summarise
-from tk.benchmarks.timing import Run, available_cores, environment
+from tk.benchmarks.timing import Run
 from tk.benchmarks.tk_chain import DECODERS, run_tk
 from tk.benchmarks.torch_models import TorchModels
 from tk.runtime.annotate.annotator import AnnotateOptions, Chain, Models

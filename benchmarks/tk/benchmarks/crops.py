@@ -17,7 +17,7 @@ import torch
 from PIL import Image as PILImage
 
 from tk.benchmarks.crops_report import write_results
-from tk.benchmarks.timing import environment
+from tk.benchmarks.environment import environment
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.files import refuse_existing
 from tk.runtime.images import decode_image, find_images

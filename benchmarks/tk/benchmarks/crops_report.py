@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
 JSON, MARKDOWN = "results.json", "results.md"
@@ -45,8 +46,6 @@ def table(results: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """A page that says what was measured and how."""
     facts = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    load = " ".join(str(value) for value in facts["load_average"])
     parts = [f"# Multi-crop per core, beside lightly\n\n{facts['time']}."]
     for group in results["groups"]:
         parts += [f"## {_title(group)}", _stages(group), _ratios(group)]
@@ -54,8 +53,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## How it was measured",
         "\n".join(f"- {line}" for line in results["method"]),
         "## Where",
-        f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
-        f"1 thread; load average before: {load}\n- Python {facts['python']}, {versions}",
+        "\n".join(f"- {line}" for line in where(facts)),
     ]
     return "\n\n".join(parts) + "\n"
 

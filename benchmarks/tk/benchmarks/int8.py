@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
+import sys
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tk.benchmarks.environment import environment, load_average
 from tk.benchmarks.int8_report import write_results
-from tk.benchmarks.timing import environment, percentile
+from tk.benchmarks.latency import Candidate, Plan, Samples, measure
 from tk.runtime.backends.base import Session
 from tk.runtime.bundle import Bundle
 from tk.runtime.choice import Pair, read_wish
@@ -23,10 +23,6 @@ from tk.runtime.images import read_image
 from tk.runtime.metrics.intervals import wilson
 from tk.runtime.metrics.retrieval import nearest
 from tk.runtime.preprocess import ImageSpec, fit
-from tk.runtime.progress import progress
-
-WARM_UP = 3
-"""Calls before the timed ones: engines choose kernels and fill caches in the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +64,7 @@ class Crops:
 def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> dict[str, Any]:
     """Time and score all pairs of a bundle that passed the gate and run here.
 
-    Passes go by turns: each pair is called once, then each again, so that what else the machine
-    does falls on all alike.
+    Time is taken as `tk.benchmarks.latency` says: warm, by turns, nothing clipped.
 
     Raises:
         TkError: no such bundle, crops, or no pair.
@@ -84,13 +79,14 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
     if not pairs:
         raise TkError(f"no pair of {options.bundle} runs on this machine")
     sessions = {str(pair): bundle.open_pair(pair, threads=options.threads) for pair in pairs}
-    samples = _time(sessions, queries.canvases, options)
+    timed = {batch: _time(sessions, queries.canvases, options, batch) for batch in options.batches}
+    samples = {key: {batch: calls[key] for batch, calls in timed.items()} for key in sessions}
     found = {key: _embed(session, gallery, queries) for key, session in sessions.items()}
     for session in sessions.values():
         session.close()
     reference = found[next(key for key in found if key.startswith("fp32 on onnxruntime-cpu"))]
     results = {
-        "environment": {**facts, "load_average_after": [round(x, 2) for x in os.getloadavg()]},
+        "environment": {**facts, "load_average_after": load_average()},
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
         "model": {
             "id": bundle.manifest.settings.get("model_id"),
@@ -102,7 +98,10 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
             _row(pair, samples[str(pair)], found[str(pair)], reference, gallery, queries)
             for pair in pairs
         ],
-        "runs": samples,
+        "runs": {
+            key: {str(batch): {"wall": c.wall, "cpu": c.cpu} for batch, c in by_batch.items()}
+            for key, by_batch in samples.items()
+        },
     }
     write_results(out, results, overwrite=overwrite)
     return results
@@ -118,30 +117,24 @@ def load_crops(folder: Path, spec: ImageSpec, limit: int) -> Crops:
     return Crops(np.stack(canvases), np.asarray([r.class_name for r in references]))
 
 
-Samples = dict[str, dict[str, list[float]]]
-"""Batch -> `wall` and `cpu` seconds of each call."""
-
-
 def _time(
-    sessions: dict[str, Session], canvases: NDArray[np.uint8], options: Int8Options
+    sessions: dict[str, Session], canvases: NDArray[np.uint8], options: Int8Options, batch: int
 ) -> dict[str, Samples]:
-    samples: dict[str, Samples] = {
-        key: {str(batch): {"wall": [], "cpu": []} for batch in options.batches} for key in sessions
-    }
-    total = len(options.batches) * (WARM_UP + options.repeats)
-    with progress("time", total) as bar:
-        for batch in options.batches:
-            for turn in range(WARM_UP + options.repeats):
-                rows = canvases[(np.arange(batch) + turn * batch) % len(canvases)]
-                for key, session in sessions.items():
-                    cpu, wall = time.process_time(), time.perf_counter()
-                    session.run({"image": rows})
-                    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                    if turn >= WARM_UP:
-                        samples[key][str(batch)]["wall"].append(wall)
-                        samples[key][str(batch)]["cpu"].append(cpu)
-                bar.advance()
-    return samples
+    """Key of a pair -> its timed calls; each call gets the next crops."""
+    print(f"time batch {batch}: {', '.join(sessions)}", file=sys.stderr)
+    plan = Plan(samples=options.repeats, least=options.repeats)
+    return measure({key: _call(s, canvases, batch) for key, s in sessions.items()}, plan)
+
+
+def _call(session: Session, canvases: NDArray[np.uint8], batch: int) -> Candidate:
+    turns = count()
+
+    def call() -> object:
+        return session.run({"image": batches[next(turns) % len(batches)]})
+
+    starts = range(0, len(canvases), batch)
+    batches = [canvases[(np.arange(batch) + start) % len(canvases)] for start in starts]
+    return call
 
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -163,7 +156,7 @@ def _embed(session: Session, gallery: Crops, queries: Crops) -> Embeddings:
 
 def _row(
     pair: Pair,
-    samples: Samples,
+    samples: dict[int, Samples],
     found: Embeddings,
     reference: Embeddings,
     gallery: Crops,
@@ -178,18 +171,8 @@ def _row(
         "precision": pair.artifact.precision,
         "backend": pair.backend.name,
         "bytes": pair.artifact.bytes,
-        "latency": {batch: _latency(times) for batch, times in samples.items()},
+        "latency": {str(batch): calls.figures() for batch, calls in samples.items()},
         "recall_at_1": {"value": right / len(best), "low": low, "high": high},
         "same_neighbour": float((best == theirs).mean()),
         "cosine": {"mean": float(cosines.mean()), "min": float(cosines.min())},
-    }
-
-
-def _latency(times: dict[str, Sequence[float]] | dict[str, list[float]]) -> dict[str, float]:
-    return {
-        "n": len(times["wall"]),
-        "wall_p50": percentile(times["wall"], 50),
-        "wall_p90": percentile(times["wall"], 90),
-        "cpu_p50": percentile(times["cpu"], 50),
-        "cpu_p90": percentile(times["cpu"], 90),
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
 
@@ -40,7 +41,7 @@ def _cells(row: dict[str, Any], base: dict[str, float]) -> Iterator[str]:
     yield f"{row['precision']}, {row['backend']}"
     yield f"{row['bytes'] / 1e6:.1f}"
     for batch, times in row["latency"].items():
-        yield f"{times['wall_p50'] * 1e3:.1f}"
+        yield f"{times['p50'] * 1e3:.1f}"
         yield f"{times['cpu_p50'] * 1e3:.1f}"
         yield f"{base[batch] / times['cpu_p50']:.2f}"
     recall = row["recall_at_1"]
@@ -54,11 +55,6 @@ def markdown(results: dict[str, Any]) -> str:
     facts, model, crops = results["environment"], results["model"], results["crops"]
     height, width = model["canvas"]
     repeats = results["options"]["repeats"]
-    load, after = (
-        " ".join(str(value) for value in facts[key])
-        for key in ("load_average", "load_average_after")
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return "\n".join(
         [
             "# float32 and lower precisions of an embedder on the CPU",
@@ -68,13 +64,13 @@ def markdown(results: dict[str, Any]) -> str:
             "",
             *table(results),
             "",
-            f"Medians of {repeats} calls in ms; all pairs by turns; × is CPU time of float32 in "
-            "ONNX Runtime over that of the row, for CPU time bears other work on the machine "
-            f"better than wall time. {crops['queries']} queries against {crops['gallery']} crops; "
-            "neighbours and cosines are compared with float32 in ONNX Runtime.",
+            f"Medians of {repeats} calls in ms, warm, all pairs by turns in random order, nothing "
+            "clipped; × is CPU time of float32 in ONNX Runtime over that of the row, for CPU time "
+            f"bears other work on the machine better than wall time. {crops['queries']} queries "
+            f"against {crops['gallery']} crops; neighbours and cosines are compared with float32 "
+            "in ONNX Runtime.",
             "",
-            f"{facts['cpu']}, {facts['cores']} cores, threads {facts['threads'] or 'all'}; load "
-            f"average before {load}, after {after}. {versions}.",
+            *(f"- {line}" for line in where(facts)),
             "",
         ]
     )

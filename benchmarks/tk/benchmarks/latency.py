@@ -8,7 +8,6 @@ stated.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -172,11 +171,6 @@ def _warm_up(
 
 def _agree(one: float, other: float, tolerance: float) -> bool:
     return abs(one - other) <= tolerance * max(one, other)
-
-
-def load_average() -> list[float]:
-    """Processes that ran or waited, mean of 1, 5 and 15 minutes."""
-    return [round(value, 2) for value in os.getloadavg()]
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.environment import where
 from tk.benchmarks.summary import REFERENCES, SIDES
 from tk.runtime.files import atomic_folder, write_json
 
@@ -80,11 +81,9 @@ def _equality_lines(side: str, equality: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """A page that says what was measured and how."""
     facts, options = results["environment"], results["options"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     sessions = ", ".join(
         f"{s['name']} ({s['precision']}) on {s['backend']}" for s in results["sessions"]
     )
-    load = " ".join(str(value) for value in facts["load_average"])
     parts = [
         "# tk annotate against PyTorch",
         f"{options['pictures_timed']} images of `{options['images']}`, {facts['time']}.",
@@ -97,14 +96,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## How it was measured",
         _bullets(results["method"]),
         "## Where",
-        _bullets(
-            [
-                f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, "
-                f"{facts['system']}; {facts['threads']} threads; load average before: {load}",
-                f"Python {facts['python']}, {versions}",
-                f"engines: {sessions}",
-            ]
-        ),
+        _bullets([*where(facts), f"engines: {sessions}"]),
         "![Milliseconds per image by stage](stages.png)",
     ]
     return "\n\n".join(parts) + "\n"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tk.benchmarks.environment import environment
 from tk.benchmarks.ssl_report import write_results
-from tk.benchmarks.timing import environment
 from tk.runtime.errors import TkError
 from tk.runtime.files import atomic_folder, read_json, refuse_existing, write_json
 from tk.train.run.folder import RunFolder

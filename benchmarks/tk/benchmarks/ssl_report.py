@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
 JSON, MARKDOWN = "results.json", "results.md"
@@ -34,8 +35,6 @@ def table(results: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """A page that says what was measured and how."""
     facts = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    load = " ".join(str(value) for value in facts["load_average"])
     recipe = ", ".join(f"{name} {value}" for name, value in results["recipe"].items())
     parts = [
         "# DINO and iBOT on handwritten digits",
@@ -57,13 +56,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## Over the run",
         _course_table(results["runs"]),
         "## Where",
-        _bullets(
-            [
-                f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, "
-                f"{facts['system']}; {facts['threads']} threads; load average before: {load}",
-                f"Python {facts['python']}, {versions}",
-            ]
-        ),
+        _bullets(where(facts)),
     ]
     return "\n\n".join(parts) + "\n"
 

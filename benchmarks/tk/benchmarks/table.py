@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tk.benchmarks.latency import Candidate, Plan, Samples, load_average, measure
+from tk.benchmarks.environment import environment, load_average
+from tk.benchmarks.latency import Candidate, Plan, Samples, measure
 from tk.benchmarks.table_bundles import Model, describe_chains, export_chain, export_head
 from tk.benchmarks.table_report import write_report
-from tk.benchmarks.timing import environment
 from tk.runtime.backends.base import Session
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError

@@ -1,24 +1,14 @@
-"""Small pieces that every benchmark shares: runs, percentiles, memory, environment."""
+"""Small pieces that benchmarks of whole chains share: runs, stages, percentiles, memory."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-LIBRARIES = (
-    *("tk-vision", "torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu"),
-    *("faiss-cpu", "faiss-gpu", "numpy", "opencv-python-headless", "pillow"),
-    *("albumentations", "lightly"),
-)
 
 
 @dataclass(frozen=True)
@@ -98,52 +88,3 @@ def _status_bytes(key: str) -> int:
         return 0
     values = [line.split()[1] for line in lines if line.startswith(key + ":")]
     return int(values[0]) * 1024 if values else 0
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """Describe the machine and the libraries; take it before the work, for the load of others.
-
-    Args:
-        threads: that each side was given.
-    """
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cpu": cpu_model(),
-        "cores": available_cores(),
-        "threads": threads,
-        "memory_gb": round(_memory_bytes() / 1e9, 1),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def cpu_model() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0

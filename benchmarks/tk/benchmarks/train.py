@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tk.benchmarks.timing import available_cores, environment
+from tk.benchmarks.environment import available_cores, environment
 from tk.benchmarks.train_report import write_results
 from tk.benchmarks.train_summary import FIGURES, summarise_quality, summarise_speed
 from tk.runtime.errors import TkError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
 JSON, MARKDOWN = "results.json", "results.md"
@@ -50,8 +51,6 @@ def speed_lines(results: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """A page that says what was measured and how."""
     facts, speed = results["environment"], results["speed"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    load = " ".join(str(value) for value in facts["load_average"])
     parts = [
         "# Epochs on a frozen backbone, with and without kept features",
         f"`{speed['model_id']}`, {results['crops']['train']} training crops, {facts['time']}.",
@@ -62,13 +61,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## How it was measured",
         _bullets(results["method"]),
         "## Where",
-        _bullets(
-            [
-                f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, "
-                f"{facts['system']}; {facts['threads']} threads; load average before: {load}",
-                f"Python {facts['python']}, {versions}",
-            ]
-        ),
+        _bullets(where(facts)),
     ]
     return "\n\n".join(parts) + "\n"
 
