@@ -14,10 +14,11 @@ from tk.train.cli import data, train
 ROOT = Path(__file__).parents[4]
 TEXT = (ROOT / "docs" / "defects.md").read_text("utf-8")
 COMMANDS = [
-    shlex.split(line.split("#")[0])
+    shlex.split(line)
     for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith(("tk data ", "tk train distill "))
+    # comments go, and lines that are indented go on with the command above them
+    for line in re.sub(r"\n +", " ", re.sub(r" *#.*", "", block)).splitlines()
+    if line.startswith(("tk data ", "tk train "))
 ]
 
 
@@ -26,7 +27,7 @@ def test_doc__commands_and_options_exist(words: list[str]) -> None:
     group = typer.main.get_command(data if words[1] == "data" else train)
     command = group.commands[words[2]]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    assert {word.replace("_", "-") for word in words if word.startswith("--")} <= known
 
 
 def test_doc__defaults_and_pictures() -> None:
