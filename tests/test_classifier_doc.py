@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from tk.cli import COMMANDS
-from tk.runtime.parity import THRESHOLDS, TIE
+from tk.runtime.parity.limits import THRESHOLDS
+from tk.runtime.parity.rows import TIE
 
 TEXT = (Path(__file__).parents[1] / "docs" / "classifier.md").read_text("utf-8")
 SHOWN = [

@@ -21,7 +21,7 @@ from tk.runtime.bundle import MANIFEST, PARITY, PROBE
 from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.gallery.gallery import Gallery
 from tk.runtime.manifest import Artifact, Manifest, Part, TensorSpec, manifest_from_json
-from tk.runtime.parity import run_parts
+from tk.runtime.parity.parts import run_parts
 from tk.runtime.preprocess import CropSpec, ImageSpec
 
 SIDE = 64

@@ -27,7 +27,7 @@ from tk.export.write import write_bundle
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked
-from tk.runtime.parity import THRESHOLDS, Measure
+from tk.runtime.parity.limits import THRESHOLDS, Measure
 from tk.runtime.preprocess import ImageSpec
 from tk.runtime.verify import verify
 
@@ -69,13 +69,13 @@ def test_precisions__all_of_them_in_one_bundle(whole: tuple[Path, list[str]]) ->
     tests = {(f["file"], f["test"], f["batch"]) for f in report["figures"]}
     assert ("model.int8.onnx", "batch invariance", 5) in tests
     assert ("model.bf16.onnx", "batch invariance", 5) in tests
-    near = [f for f in report["figures"] if f["test"] == "neighbours"]
+    near = [f for f in report["figures"] if f["test"] == "all images"]
     assert {(f["metric"], f["batch"]) for f in near} == {
         ("neighbours_kept", 32),
         ("same_neighbour", 32),
     }
     assert {f["file"] for f in near} == files and all(f["passed"] for f in near)
-    assert any("int8.onnx: embedding on onnxruntime-cpu, neighbours, " in text for text in lines)
+    assert any("int8.onnx: embedding on onnxruntime-cpu, all images, " in text for text in lines)
     with np.load(bundle / "probe.npz") as probe:  # so that `tk verify` sees neighbours too
         assert (
             len(probe["input/image"]) == 16 > Bundle.open(bundle).manifest.parts["model"].max_batch

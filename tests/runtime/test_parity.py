@@ -14,7 +14,10 @@ from scipy.special import softmax
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Part, TensorSpec
-from tk.runtime.parity import _assign, compare, compare_neighbours, row_cosine, run_parts
+from tk.runtime.parity.limits import Measure
+from tk.runtime.parity.over_all import over_all, relieve
+from tk.runtime.parity.parts import run_parts
+from tk.runtime.parity.rows import _assign, compare, row_cosine
 
 
 def test_row_cosine__closed_form_and_not_finite() -> None:
@@ -234,16 +237,117 @@ def test_compare__other_shape_is_an_error() -> None:
         compare("embedder", "model", a, a, "fp4")
 
 
-def test_neighbours__of_embeddings_and_of_nothing_else() -> None:
+def overall(
+    task: str, expected: Mapping[str, Any], found: Mapping[str, Any], precision: str
+) -> list[Measure]:
+    together = over_all(task, "model", precision)
+    if together is None:
+        return []
+    for row in range(len(next(iter(expected.values())))):  # as several calls
+        one, other = ({k: v[row : row + 1] for k, v in side.items()} for side in (expected, found))
+        together.add(one, other)
+    return together.measures()
+
+
+def test_over_all__neighbours_of_embeddings() -> None:
     circle = np.deg2rad([0, 10, 90])
-    right = {"embedding": np.stack([np.cos(circle), np.sin(circle)], 1)}
-    wrong = {"embedding": right["embedding"][[0, 2, 1]]}  # 10 and 90 degrees change places
-    kept, same = compare_neighbours("embedder", right, right, "int8")
+    right: Arrays = {"embedding": np.stack([np.cos(circle), np.sin(circle)], 1)}
+    wrong: Arrays = {"embedding": right["embedding"][[0, 2, 1]]}  # 10 and 90 degrees change places
+    kept, same = overall("embedder", right, right, "int8")
     assert (kept.metric, kept.value, kept.passed) == ("neighbours_kept", 1.0, True)
     assert (same.metric, same.value, same.passed) == ("same_neighbour", 1.0, True)
-    kept, same = compare_neighbours("embedder", right, wrong, "int8")
+    kept, same = overall("embedder", right, wrong, "int8")
     assert kept.value < 0.95 and not kept.passed
-    assert same.value == 0.0 and same.passed, "recorded, never judged"
-    assert compare_neighbours("detector", right, wrong, "int8") == []
-    two = {"embedding": right["embedding"][:2]}
-    assert compare_neighbours("embedder", two, two, "int8") == []
+    assert same.value == 0.0 and same.passed and same.threshold is None, "recorded, never judged"
+    two: Arrays = {"embedding": right["embedding"][:2]}
+    assert overall("embedder", two, two, "int8") == []
+    assert overall("classifier", right, wrong, "int8") == []
+
+
+def grid(pictures: int) -> dict[str, NDArray[np.float32]]:
+    """Pictures with sixteen objects each, and four slots that show nothing."""
+    x, y = np.meshgrid(np.arange(4) * 30.0, np.arange(4) * 30.0)
+    corners = np.stack([x.ravel(), y.ravel()], 1)
+    boxes = np.concatenate([np.concatenate([corners, corners + 20], 1), np.zeros((4, 4))])
+    scores = np.concatenate([np.linspace(0.4, 0.9, 16), np.zeros(4)])[:, None]
+    return {
+        "boxes": np.repeat(boxes[None].astype(np.float32), pictures, 0),
+        "scores": np.repeat(scores[None].astype(np.float32), pictures, 0),
+    }
+
+
+def test_over_all__one_object_of_many_that_moved_does_not_refuse_int8() -> None:
+    """Its worst overlap is 0, and refused a detector that had lost no average precision."""
+    reference, found = grid(4), grid(4)
+    found["boxes"][2, 5] += 200
+    rows = compare("detector", "model", reference, found, "int8")
+    assert rows[0].value == 0.0 and not rows[0].passed
+    together = overall("detector", reference, found, "int8")
+    kept, iou, difference = together
+    # one box on either side of 128 has no partner
+    assert kept.value == pytest.approx(1 - 2 / 128) and kept.threshold == 0.95
+    assert (iou.value, difference.value) == (1.0, 0.0)
+    judged = relieve(rows, together)
+    assert all(measure.passed for measure in [*judged, *together])
+    assert judged[0].value == 0.0 and judged[0].threshold is None, "still on record"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_over_all__the_worst_box_decides_at_other_precisions(precision: str) -> None:
+    reference, found = grid(4), grid(4)
+    found["boxes"][2, 5] += 200
+    together = overall("detector", reference, found, precision)
+    assert [measure.threshold for measure in together] == [None] * 3
+    rows = relieve(compare("detector", "model", reference, found, precision), together)
+    assert not rows[0].passed
+
+
+def test_over_all__lost_objects_other_boxes_and_other_scores_refuse_int8() -> None:
+    reference = grid(4)
+    lost, shrunk, pale = (grid(4) for _ in range(3))
+    lost["scores"][:, 3:5] = 0.1  # two of sixteen in every picture: 8 of 120
+    shrunk["boxes"][:, :16, 2:] -= 3  # each overlap is 0.72
+    pale["scores"][:, :16] -= 0.06
+    for found, metric in (
+        (lost, "detections_kept"),
+        (shrunk, "mean_box_iou"),
+        (pale, "mean_score_difference"),
+    ):
+        failed = [m.metric for m in overall("detector", reference, found, "int8") if not m.passed]
+        assert failed == [metric]
+
+
+def test_over_all__not_finite_is_no_figure_and_nothing_found_says_nothing() -> None:
+    reference, broken = grid(2), grid(2)
+    broken["boxes"][0, 0, 0] = np.nan
+    assert not any(measure.passed for measure in overall("detector", reference, broken, "int8"))
+    empty = {**grid(2), "scores": np.zeros((2, 20, 1), np.float32)}
+    assert overall("detector", empty, empty, "int8") == []
+
+
+def test_over_all__few_boxes_may_lose_two_by_chance() -> None:
+    reference, found = grid(1), grid(1)
+    found["boxes"][0, 5] += 200
+    assert all(measure.passed for measure in overall("detector", reference, found, "int8"))
+    found["boxes"][0, 6] += 300
+    assert not overall("detector", reference, found, "int8")[0].passed
+
+
+def test_over_all__masks_of_int8_are_judged_by_their_mean() -> None:
+    reference = {"logits": np.ones((10, 8, 8), np.float32), "iou": np.ones(10, np.float32)}
+    found = {name: array.copy() for name, array in reference.items()}
+    found["logits"][0, :4] = -1  # half of one mask of ten
+    together = over_all("segmenter", "decoder", "int8")
+    assert together is not None and together.measures() == []
+    together.add(reference, found)
+    (mean,) = together.measures()
+    assert mean.metric == "mean_mask_iou" and mean.value == pytest.approx(0.95) and mean.passed
+    rows = compare("segmenter", "decoder", reference, found, "int8")
+    assert rows[0].value == 0.5 and not rows[0].passed
+    assert relieve(rows, [mean])[0].passed and relieve(rows, [mean])[1].threshold == 0.05
+    found["logits"][1:3] = -1
+    together.add(reference, found)
+    assert not together.measures()[0].passed
+    found["logits"][9, 0, 0] = np.nan
+    together.add(reference, found)
+    assert not together.measures()[0].passed, "not finite"

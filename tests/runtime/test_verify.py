@@ -18,11 +18,11 @@ from tests import tiny_bundles
 from tests.export.tensorrt.world import GPU, World
 
 from tk.cli import run as run_cli
-from tk.runtime import parity
 from tk.runtime.bundle import PROBE, Bundle
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import read_json, write_json
 from tk.runtime.manifest import Artifact
+from tk.runtime.parity import limits as parity
 from tk.runtime.verify import VerifyRow, record, verify
 
 WRONG = tiny_bundles.EMBEDDER.replace("mean = ", "other = ").replace(
@@ -212,7 +212,7 @@ def test_verify__a_plan_for_this_machine_among_others(
 def test_cli__says_what_was_passed_by_and_what_to_do(bundle: Path, tk: Callable[..., Any]) -> None:
     code, text = tk("verify", bundle)
     assert code == 0
-    assert "ok   fp32 on onnxruntime-cpu: model/embedding cosine 1 (0.9999)" in text
+    assert "ok   fp32 on onnxruntime-cpu: model/embedding cosine 1 (needs 0.9999)" in text
     assert "fp32 on onnxruntime-cuda: not here (no NVIDIA GPU" in text
     assert "fp32 on openvino-cpu was not judged" in text and "--record lets it be used" in text
 

@@ -14,14 +14,13 @@ from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS, Backend
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Artifact
-from tk.runtime.parity import Measure, compare, compare_neighbours
+from tk.runtime.parity.limits import OVER_ALL, Measure
+from tk.runtime.parity.over_all import over_all, relieve
+from tk.runtime.parity.rows import compare
 from tk.runtime.progress import Progress, Silent, progress
 
 PICTURES_ONE_BY_ONE = 8
 """Pictures of the thorough gate for a part that takes one picture per call."""
-
-NEIGHBOURS = "neighbours"
-"""The test that looks at all pictures together; its batch is their number."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Verdict:
 
     Attributes:
         test: `parity` (against PyTorch), `batch invariance` (against itself, one by one), or
-            `neighbours` (of embeddings, against PyTorch).
-        batch: size of the free axis; for `neighbours` number of pictures.
+            `all images` (against PyTorch, over all of them together).
+        batch: size of the free axis; for `all images` their number.
     """
 
     file: str
@@ -81,7 +80,7 @@ class _Case:
     inputs: Arrays
     expected: Arrays
     alone: bool  # whether each row is compared with itself in the batch too
-    fresh: int  # rows at its beginning that show pictures of no other case with fresh rows
+    fresh: int  # pictures at its beginning that no other case with fresh pictures shows
 
 
 class Reference:
@@ -99,6 +98,9 @@ class Reference:
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
         self._free = _batch_axis(self.part)
+        # Its rows are not pictures: it takes one per call, and boxes of it, say.
+        given = self.part.spec.inputs
+        self._one = any(spec.shape[:1] == (1,) for spec in given) or not self._free
         # Neighbours are looked for among all pictures, so an embedder has to see them.
         plan = list(self._plan(canvases, thorough or self.task == "embedder"))
         self._cases: list[_Case] = []
@@ -119,15 +121,14 @@ class Reference:
         """Pictures, rows, and `alone` and `fresh` of each case."""
         largest = self.part.spec.max_batch
         for batch in sorted({1, 2, largest} if self._free else {1}):
-            fresh = min(batch, len(canvases)) if batch == largest else 0
+            fresh = (1 if self._one else min(batch, len(canvases))) if batch == largest else 0
             yield canvases, batch, batch > 1, fresh
         if not thorough:
             return
-        one = any(spec.shape[:1] == (1,) for spec in self.part.spec.inputs) or not self._free
-        step, end = (1, PICTURES_ONE_BY_ONE) if one else (largest, len(canvases))
+        step, end = (1, PICTURES_ONE_BY_ONE) if self._one else (largest, len(canvases))
         for start in range(step, min(end, len(canvases)), step):
             more = canvases[start : start + step]
-            rows = largest if one and self._free else len(more)
+            rows = largest if self._one and self._free else len(more)
             yield more, rows, False, len(more)
 
     def measure(self, session: Session, file: str, bar: Progress | None = None) -> list[Verdict]:
@@ -150,30 +151,24 @@ class Reference:
         def equal(expected: Arrays, found: Arrays) -> list[Measure]:
             return compare(self.task, self.name, expected, found, session.precision)
 
-        answers: list[Arrays] = []
+        together = over_all(self.task, self.name, session.precision)
+        rows: list[tuple[int, list[Measure]]] = []
         bar = bar or Silent()
         for case in self._cases:
             found = session.run(case.inputs)
-            answers.append(found)
-            note("parity", case.batch, equal(case.expected, found))
+            rows.append((case.batch, equal(case.expected, found)))
+            if together and case.fresh:
+                new = len(next(iter(found.values()))) if self._one else case.fresh
+                together.add(_first(case.expected, new), _first(found, new))
             if case.alone:
-                rows = self._one_by_one(session, case.inputs)
-                note("batch invariance", case.batch, equal(rows, found))
+                alone = self._one_by_one(session, case.inputs)
+                note("batch invariance", case.batch, equal(alone, found))
             bar.advance(note=session.backend)
-        expected, found = self._fresh([c.expected for c in self._cases]), self._fresh(answers)
-        near = compare_neighbours(self.task, expected, found, session.precision)
-        note(NEIGHBOURS, sum(case.fresh for case in self._cases), near)
+        overall = together.measures() if together else []
+        for batch, measures in rows:
+            note("parity", batch, relieve(measures, overall))
+        note(OVER_ALL, sum(case.fresh for case in self._cases), overall)
         return verdicts
-
-    def _fresh(self, answers: Sequence[Arrays]) -> Arrays:
-        """Of an embedder: one row per picture, from what was answered to each case."""
-        if self.task != "embedder":
-            return {}
-        cases = list(zip(self._cases, answers, strict=True))
-        return {
-            spec.name: np.concatenate([rows[spec.name][: case.fresh] for case, rows in cases])
-            for spec in self.part.spec.outputs
-        }
 
     def _one_by_one(self, session: Session, inputs: Arrays) -> Arrays:
         """Run each row of the free axis alone and put the answers together."""
@@ -184,6 +179,10 @@ class Reference:
             for row in range(len(inputs[own[0]]))
         ]
         return {t.name: np.concatenate([row[t.name] for row in rows]) for t in spec.outputs}
+
+
+def _first(outputs: Arrays, rows: int) -> Arrays:
+    return {name: array[:rows] for name, array in outputs.items()}
 
 
 def judges(kind: str) -> list[Backend]:
@@ -244,18 +243,11 @@ def summarise(verdicts: Sequence[Verdict]) -> list[str]:
         key = (verdict.file, verdict.backend, verdict.test, measure.output, measure.metric)
         batches.setdefault(key, []).append(verdict.batch)
         known = worst.get(key)
-        if known is None or _worse(measure, known):
+        if known is None or measure.badness > known.badness:
             worst[key] = measure
     return [
-        f"{'ok  ' if measure.passed else 'FAIL'} {file}: {output} on {backend}, {test}, {metric} "
-        f"{measure.value:.6g} (needs {measure.threshold:g}), "
-        f"{'images' if test == NEIGHBOURS else 'batches'} {sorted(set(batches[key]))}"
+        f"{'ok  ' if measure.passed else 'FAIL'} {file}: {output} on {backend}, {test}, {measure}, "
+        f"{'images' if test == OVER_ALL else 'batches'} {sorted(set(batches[key]))}"
         for key, measure in worst.items()
-        for file, backend, test, output, metric in [key]
+        for file, backend, test, output, _ in [key]
     ]
-
-
-def _worse(a: Measure, b: Measure) -> bool:
-    if not np.isfinite(a.value):
-        return True
-    return a.value > b.value if a.metric.endswith("difference") else a.value < b.value

@@ -24,7 +24,7 @@ from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE
 from tk.runtime.files import atomic_folder, locked, sha256_file, write_json
 from tk.runtime.manifest import Artifact, Manifest
-from tk.runtime.parity import chained_inputs
+from tk.runtime.parity.parts import chained_inputs
 
 PROBE_IMAGES = 2
 

@@ -144,12 +144,10 @@ def _show(row: VerifyRow) -> None:
     if row.skipped:
         print(f"  -    {pair}: not here ({row.skipped})")
         return
-    for line in _figures(row):
-        verdict = "ok  " if line["passed"] else "FAIL"
-        print(
-            f"  {verdict} {pair}: {line['part']}/{line['output']} "
-            f"{line['metric']} {line['value']:.6g} ({line['threshold']:g})"
-        )
+    for part, measures in row.measures.items():
+        for measure in measures:
+            verdict = "ok  " if measure.passed else "FAIL"
+            print(f"  {verdict} {pair}: {part}/{measure.output} {measure}")
     if not row.judged:
         advice = "--record lets it be used" if row.passed else "it stays out of use"
         print(f"       {pair} was not judged when the bundle was exported: {advice}")

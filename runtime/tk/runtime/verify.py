@@ -17,7 +17,10 @@ from tk.runtime.choice import Pair, Wish, read_wish, wish_of_part
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import locked, read_json, sha256_file, write_json
 from tk.runtime.manifest import Artifact
-from tk.runtime.parity import Measure, compare, compare_neighbours, run_parts
+from tk.runtime.parity.limits import Measure
+from tk.runtime.parity.over_all import over_all, relieve
+from tk.runtime.parity.parts import run_parts
+from tk.runtime.parity.rows import compare
 
 Probe = dict[str, NDArray[Any]]
 
@@ -180,8 +183,11 @@ def _measure(
         if expected:
             own = {name: found[name] for name in expected}
             same = {name: _rows(v, len(own[name])) for name, v in expected.items()}
-            measures[part] = compare(task, part, same, own, precision)
-            measures[part] += compare_neighbours(task, same, own, precision)
+            rows, overall = compare(task, part, same, own, precision), []
+            if together := over_all(task, part, precision):
+                together.add(same, own)
+                overall = together.measures()
+            measures[part] = relieve(rows, overall) + overall
     return measures
 
 
@@ -221,20 +227,17 @@ def _rows(array: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _add(measures: dict[str, list[Measure]], more: Mapping[str, list[Measure]]) -> None:
-    """Keep the worse of each two figures; a probe cut to few rows has none of neighbours."""
+    """Keep the worse of each two figures; a probe cut to few rows has none over all images."""
     for part, rows in more.items():
         others = {(measure.output, measure.metric): measure for measure in rows}
         measures[part] = [
-            max(measure, others.get((measure.output, measure.metric), measure), key=_badness)
+            max(
+                measure,
+                others.get((measure.output, measure.metric), measure),
+                key=lambda m: m.badness,
+            )
             for measure in measures[part]
         ]
-
-
-def _badness(measure: Measure) -> float:
-    """The greater, the worse; NaN is worst."""
-    if not np.isfinite(measure.value):
-        return float("inf")
-    return measure.value if measure.metric.endswith("difference") else -measure.value
 
 
 def record(

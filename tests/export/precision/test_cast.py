@@ -34,7 +34,7 @@ from tk.export.precision.keep import default_keep
 from tk.export.sources.registry import open_source
 from tk.runtime.boxes import iou_matrix
 from tk.runtime.errors import CheckFailed
-from tk.runtime.parity import compare
+from tk.runtime.parity.rows import compare
 from tk.runtime.preprocess import fit
 
 X: Arrays = {"x": np.random.default_rng(5).normal(size=(3, 8)).astype(np.float32)}

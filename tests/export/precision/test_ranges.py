@@ -22,7 +22,7 @@ from tk.export.precision.keep import default_keep
 from tk.export.precision.ranges import Range, measure_ranges, range_keep
 from tk.export.shapes import skeleton
 from tk.runtime.errors import TkError
-from tk.runtime.parity import row_cosine
+from tk.runtime.parity.rows import row_cosine
 
 BODY = """k = Constant <value_ints = [0, 2, 4]> () a = MatMul (x, w) r = Reshape (a, k)
 t = Transpose (r) e = Exp (t) c = Cast <to = 1> (n) z = Log (c)

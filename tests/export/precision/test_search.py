@@ -28,7 +28,8 @@ from tk.export.precision.keep import default_keep
 from tk.export.precision.ranges import measure_ranges, range_keep
 from tk.export.precision.search import Block, Judged, Result, SearchFailed, judge, log_json, search
 from tk.runtime.errors import CheckFailed
-from tk.runtime.parity import Measure, row_cosine
+from tk.runtime.parity.limits import Measure
+from tk.runtime.parity.rows import row_cosine
 
 
 def blocks(count: int) -> list[Block]:

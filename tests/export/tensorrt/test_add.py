@@ -18,11 +18,11 @@ from tests.export.tensorrt.world import PART, World, half_json, world_maker
 from tk.cli import run as run_cli
 from tk.export.tensorrt.add import add_plans
 from tk.export.tensorrt.options import BuildOptions
-from tk.runtime import parity
 from tk.runtime.bundle import MANIFEST, PARITY, PROBE, Bundle
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.files import read_json, sha256_file, write_json
 from tk.runtime.manifest import Artifact, Manifest
+from tk.runtime.parity import limits as parity
 from tk.runtime.preprocess import ImageSpec
 
 Make = Callable[..., World]

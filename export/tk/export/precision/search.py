@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from tk.runtime.errors import CheckFailed
-from tk.runtime.parity import Measure
+from tk.runtime.parity.limits import Measure
 
 BUILDS = 24
 """Builds of a search; an engine takes minutes each."""
@@ -117,7 +117,7 @@ def log_json(log: Sequence[Trial]) -> list[dict[str, Any]]:
 def judge(measures: Sequence[Measure]) -> Judged:
     """Sum up the figures of a gate."""
     worst = max(measures, key=_share_of_allowance)
-    text = f"{worst.output} {worst.metric} {worst.value:.6g} (needs {worst.threshold:g})"
+    text = f"{worst.output} {worst}"
     passed = all(measure.passed for measure in measures)
     return Judged(passed, _share_of_allowance(worst), text)
 
@@ -125,6 +125,8 @@ def judge(measures: Sequence[Measure]) -> Judged:
 def _share_of_allowance(measure: Measure) -> float:
     if not math.isfinite(measure.value):
         return math.inf
+    if measure.threshold is None:
+        return 0.0
     if measure.metric.endswith("difference"):
         return measure.value / max(measure.threshold, 1e-12)
     return (1 - measure.value) / max(1 - measure.threshold, 1e-12)

@@ -191,7 +191,7 @@ def _must_pass(path: Path, rows: Sequence[VerifyRow]) -> None:
 
 def _row_text(row: VerifyRow) -> str:
     figures = ", ".join(
-        f"{part}/{measure.output} {measure.metric} {measure.value:.6g} ({measure.threshold:g})"
+        f"{part}/{measure.output} {measure}"
         for part, measures in row.measures.items()
         for measure in measures
     )

@@ -53,10 +53,7 @@ def plan(
     for row in added.rows:
         for part, measures in row.measures.items():
             for measure in measures:
-                print(
-                    f"  ok   {row.precision}: {part}/{measure.output} {measure.metric} "
-                    f"{measure.value:.6g} ({measure.threshold:g})"
-                )
+                print(f"  ok   {row.precision}: {part}/{measure.output} {measure}")
 
 
 COMMANDS: dict[str, typer.Typer] = {"plan": single(plan)}
