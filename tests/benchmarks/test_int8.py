@@ -11,9 +11,12 @@ from tests.export.small_models import Mlp, small_model, write_images
 from typer.testing import CliRunner
 
 from tk.benchmarks.cli import COMMANDS
+from tk.benchmarks.int8 import Int8Options, bench_int8
 from tk.benchmarks.int8_report import table
 from tk.export.request import Request
 from tk.export.write import write_bundle
+from tk.runtime.bundle import Bundle
+from tk.runtime.errors import TkError
 
 
 def row(precision: str, backend: str, cpu: float) -> dict[str, object]:
@@ -68,3 +71,20 @@ def test_bench__all_pairs_are_timed_and_scored(results: Path) -> None:
     assert reference["same_neighbour"] == 1.0
     np.testing.assert_allclose(reference["cosine"]["min"], 1.0, atol=1e-4)
     assert "95 %" in (results / "results.md").read_text()
+
+
+def test_bench__what_is_wrong_is_said_before_anything_is_timed(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = results.parent
+    options = Int8Options(
+        bundle=folder / "b", gallery=folder / "gallery", queries=folder / "queries", repeats=1
+    )
+    with pytest.raises(TkError, match="already"):
+        bench_int8(results, options)
+    pairs = Bundle.pairs
+    monkeypatch.setattr(
+        Bundle, "pairs", lambda *a: [p for p in pairs(*a) if p.artifact.precision == "int8"]
+    )
+    with pytest.raises(TkError, match="no float32 graph that passed"):
+        bench_int8(tmp_path / "out", options)

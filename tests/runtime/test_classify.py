@@ -25,7 +25,7 @@ from tk.runtime.classify.scores import score, true_class
 from tk.runtime.classify.sheets import sample, sheet_name
 from tk.runtime.cli import COMMANDS
 from tk.runtime.errors import Interrupted, TkError
-from tk.runtime.files import read_json, write_json
+from tk.runtime.files import locked, read_json, write_json
 from tk.runtime.heads.classifier import Classifier
 from tk.runtime.manifest import TensorSpec, manifest_from_json
 from tk.runtime.preprocess import Image as Pixels
@@ -125,6 +125,37 @@ def test_classify__results_of_an_earlier_run_stay(
     (tmp_path / "mine" / "pictures").mkdir(parents=True)
     with pytest.raises(TkError, match="already holds pictures"):
         run(pictures, tmp_path / "mine", tiny_world)
+
+
+def test_classify__overwrite_removes_nothing_before_it_can_replace_it(
+    pictures: Path, tmp_path: Path, tiny_world: Path
+) -> None:
+    out = tmp_path / "out"
+    run(pictures, out, tiny_world)
+    before = (out / "predictions.csv").read_bytes()
+    for images, bundle in ((pictures, "nothing"), (tmp_path / "nothing", "classifier")):
+        with pytest.raises(TkError):
+            bundles = tiny_world / "bundles"
+            classify(images, out, bundles / bundle, ClassifyOptions(), overwrite=True)
+    assert (out / "predictions.csv").read_bytes() == before and (out / "pictures").is_dir()
+
+
+def test_classify__a_link_to_nothing_is_a_row_with_an_error(
+    pictures: Path, tmp_path: Path, tiny_world: Path
+) -> None:
+    (pictures / "other" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    run(pictures, tmp_path / "out", tiny_world)
+    rows = {row["image"]: row for row in rows_of(tmp_path / "out")}
+    assert rows["other/gone.png"]["error"] and len(rows) == 7
+
+
+def test_classify__two_at_once_into_one_folder(
+    pictures: Path, tmp_path: Path, tiny_world: Path
+) -> None:
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(TkError, match="another tk classify is at work"):
+        run(pictures, out, tiny_world)
+    run(pictures, out, tiny_world)
 
 
 class _Stop:

@@ -331,6 +331,9 @@ def test_over_all__few_boxes_may_lose_two_by_chance() -> None:
     assert all(measure.passed for measure in overall("detector", reference, found, "int8"))
     found["boxes"][0, 6] += 300
     assert not overall("detector", reference, found, "int8")[0].passed
+    one = {name: array[:, 4:5] for name, array in grid(1).items()}  # of two there is no chance
+    none = {**one, "scores": np.zeros((1, 1, 1), np.float32)}
+    assert not overall("detector", one, none, "int8")[0].passed
 
 
 def test_over_all__masks_of_int8_are_judged_by_their_mean() -> None:

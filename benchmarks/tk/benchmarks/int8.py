@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tk.benchmarks.environment import environment, load_average
-from tk.benchmarks.int8_report import write_results
+from tk.benchmarks.int8_report import REFERENCE, write_results
 from tk.benchmarks.latency import Candidate, Plan, Samples, measure
 from tk.runtime.backends.base import Session
 from tk.runtime.bundle import Bundle
 from tk.runtime.choice import Pair, read_wish
 from tk.runtime.errors import TkError
+from tk.runtime.files import refuse_existing
 from tk.runtime.gallery.references import find_references
 from tk.runtime.images import read_image
 from tk.runtime.metrics.intervals import wilson
@@ -69,6 +70,7 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
     Raises:
         TkError: no such bundle, crops, or no pair.
     """
+    refuse_existing(out, overwrite=overwrite)
     facts = environment(options.threads)
     bundle = Bundle.open(options.bundle, "embedder")
     spec = bundle.manifest.image
@@ -76,15 +78,21 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
     queries = load_crops(options.queries, spec, options.limit)
     device = read_wish("auto", "auto", "auto").device
     pairs = [p for p in bundle.pairs("model") if p.passed and not p.refusal(device)]
-    if not pairs:
-        raise TkError(f"no pair of {options.bundle} runs on this machine")
+    if REFERENCE not in {(p.artifact.precision, p.backend.name) for p in pairs}:
+        raise TkError(
+            f"{options.bundle} has no float32 graph that passed its gate in ONNX Runtime",
+            expected="what the other pairs are compared with",
+            found=", ".join(map(str, pairs)) or "no pair that runs on this machine",
+        )
     sessions = {str(pair): bundle.open_pair(pair, threads=options.threads) for pair in pairs}
     timed = {batch: _time(sessions, queries.canvases, options, batch) for batch in options.batches}
     samples = {key: {batch: calls[key] for batch, calls in timed.items()} for key in sessions}
     found = {key: _embed(session, gallery, queries) for key, session in sessions.items()}
     for session in sessions.values():
         session.close()
-    reference = found[next(key for key in found if key.startswith("fp32 on onnxruntime-cpu"))]
+    reference = found[
+        next(str(p) for p in pairs if (p.artifact.precision, p.backend.name) == REFERENCE)
+    ]
     results = {
         "environment": {**facts, "load_average_after": load_average()},
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},

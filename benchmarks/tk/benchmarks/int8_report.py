@@ -9,6 +9,9 @@ from typing import Any
 from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
+REFERENCE = ("fp32", "onnxruntime-cpu")
+"""Precision and back end that all others are compared with."""
+
 
 def write_results(out: Path, results: dict[str, Any], *, overwrite: bool) -> None:
     """Write results.json and results.md, both or none."""
@@ -29,7 +32,7 @@ def table(results: dict[str, Any]) -> list[str]:
         batch: next(
             row["latency"][batch]["cpu_p50"]
             for row in results["rows"]
-            if (row["precision"], row["backend"]) == ("fp32", "onnxruntime-cpu")
+            if (row["precision"], row["backend"]) == REFERENCE
         )
         for batch in batches
     }

@@ -92,6 +92,18 @@ def test_chain__refuses_another_backbone(tmp_path: Path, encoder: ImageEncoder) 
         make_chain(load_classifier(tmp_path / "teacher.pth"), ImageEncoder(SMALL, 32).eval())
 
 
+def test_chain__refuses_the_same_weights_at_another_canvas(
+    tmp_path: Path, encoder: ImageEncoder
+) -> None:
+    """The weights of a CNN do not depend on it, but its features do."""
+    _write_head(tmp_path / "teacher.pth", encoder)
+    larger = ImageEncoder(SMALL, 96).eval()
+    larger.load_state_dict(encoder.state_dict())
+    with pytest.raises(TkError, match="another backbone") as caught:
+        make_chain(load_classifier(tmp_path / "teacher.pth"), larger)
+    assert "at 96 pixels" in str(caught.value) and "at 32 pixels" in str(caught.value)
+
+
 def test_checkpoint__backbone_is_no_classifier(tmp_path: Path, encoder: ImageEncoder) -> None:
     save_encoder(tmp_path / "backbone.pth", encoder, SPEC)
     with pytest.raises(TkError, match="another task"):

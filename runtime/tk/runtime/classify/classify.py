@@ -26,10 +26,13 @@ from tk.runtime.classify.results import (
     write_results,
 )
 from tk.runtime.errors import Interrupted, TkError
+from tk.runtime.files import locked
 from tk.runtime.heads.classifier import Classifier
 from tk.runtime.images import MAX_PIXELS, find_images, read_image, relative_name
 from tk.runtime.preprocess import Image
 from tk.runtime.progress import progress
+
+RESULTS = (CSV, JSON, SUMMARY, CONFUSION)
 
 THREADS = 4
 """Threads that decode, at most; a batch is decoded while the one before it is classified."""
@@ -78,7 +81,14 @@ def classify(
         TkError: bad input, or results of another run in `out`.
         Interrupted: Ctrl-C; what was finished is kept in the journal.
     """
-    _prepare(out, overwrite)
+    with locked(out, busy=f"another tk classify is at work in {out}"):
+        return _classify(images, out, bundle, options, overwrite)
+
+
+def _classify(
+    images: Path, out: Path, bundle: Path, options: ClassifyOptions, overwrite: bool
+) -> dict[str, Any]:
+    _refuse(out, overwrite)
     own = out.resolve()
     files = [file for file in find_images(images) if own not in file.resolve().parents]
     if not files:
@@ -98,6 +108,8 @@ def classify(
             "session": f"{session.precision} on {session.backend}",
             "pictures": pictures_digest(names, files),
         }
+        if overwrite:  # not before everything that it needs is open
+            _remove(out)
         journal = Journal(out, identity)
         resumed = journal.done
         started = time.perf_counter()
@@ -121,23 +133,24 @@ def classify(
     return write_results(out, journal, files, model.classes, facts, options.samples)
 
 
-def _prepare(out: Path, overwrite: bool) -> None:
-    """Refuse results of an earlier run, or remove them."""
+def _refuse(out: Path, overwrite: bool) -> None:
+    """Refuse results of an earlier run that are not to be replaced."""
     if out.is_file():
         raise TkError(f"{out} is a file", expected="a folder for the results")
-    results = (CSV, JSON, SUMMARY, CONFUSION)
-    if overwrite:
-        for name in (*results, JOURNAL):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / PICTURES, ignore_errors=True)
-        return
     # A journal beside them is of a run that was killed while it wrote them: it goes on.
-    if there := [name for name in (*results, PICTURES) if (out / name).exists()]:
-        if not (out / JOURNAL).exists():
-            raise TkError(
-                f"{out} already holds {there[0]} of an earlier run",
-                fix="choose another folder, or add --overwrite to replace its results",
-            )
+    there = [name for name in (*RESULTS, PICTURES) if (out / name).exists()]
+    if there and not overwrite and not (out / JOURNAL).exists():
+        raise TkError(
+            f"{out} already holds {there[0]} of an earlier run",
+            fix="choose another folder, or add --overwrite to replace its results",
+        )
+
+
+def _remove(out: Path) -> None:
+    """Remove the results of an earlier run, and nothing else that lies in the folder."""
+    for name in (*RESULTS, JOURNAL):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / PICTURES, ignore_errors=True)
 
 
 def _run(

@@ -23,8 +23,12 @@ def pictures_digest(names: Sequence[str], files: Sequence[Path]) -> str:
     """SHA-256 of names, sizes and times of change: other pictures make it another run."""
     digest = hashlib.sha256()
     for name, file in zip(names, files, strict=True):
-        stat = file.stat()
-        digest.update(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        try:
+            stat = file.stat()
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:  # a link to nothing: a row with an error, like other unreadable pictures
+            state = "unreadable"
+        digest.update(f"{name}\0{state}\n".encode())
     return digest.hexdigest()
 
 

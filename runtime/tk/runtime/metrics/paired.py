@@ -44,31 +44,42 @@ def paired_bootstrap(
     """Difference of two accuracies and its percentile interval, both measured on the same items.
 
     Each round draws source images with replacement, with all of their items, since items of one
-    image are alike, and runs (pairs of a run of `a` and the run of `b` with the same seed).
+    image are alike, and runs: where both have equally many, run k of `a` together with run k of
+    `b`, which began alike; else those of `a` and those of `b` each for themselves.
 
     Args:
-        a, b: (S, N) bool, which of N items each of S runs answers rightly; run k of `a` is compared
-            with run k of `b`.
+        a, b: (S, N) and (T, N) bool, which of N items each of S and T runs answers rightly.
         groups: N names of source images.
         confidence: in (0, 1).
         rounds: number of resamples.
         seed: the same seed gives the same interval.
 
     Returns:
-        difference a - b, lower and upper bound, from -1 to 1.
+        Difference of the means over all runs, a - b, lower and upper bound, from -1 to 1.
     """
-    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(groups) or not a.size:
+    if a.ndim != 2 or b.ndim != 2 or not {a.shape[1], b.shape[1]} == {len(groups)} or not a.size:
         raise ValueError(f"{a.shape} and {b.shape} answers in {len(groups)} groups")
     _, place = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.bincount(place.ravel()).astype(np.float64)
-    difference = a.astype(np.float64) - b.astype(np.float64)
-    sums = np.stack([np.bincount(place.ravel(), row, minlength=len(sizes)) for row in difference])
+    ours, theirs = (_sums(runs, place.ravel(), len(sizes)) for runs in (a, b))
     rng = np.random.default_rng(seed)
     found = []
     for begin in range(0, rounds, _AT_ONCE):
         count = min(_AT_ONCE, rounds - begin)
         images = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), count)
-        runs = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), count)
-        found += [((runs / len(sums)) @ sums * images).sum(axis=1) / (images @ sizes)]
+        first = _draws(rng, len(ours), count)
+        second = first if len(ours) == len(theirs) else _draws(rng, len(theirs), count)
+        right = (first @ ours - second @ theirs) * images
+        found += [right.sum(axis=1) / (images @ sizes)]
     low, high = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(difference.mean()), float(low), float(high)
+    return float(a.mean() - b.mean()), float(low), float(high)
+
+
+def _sums(runs: Right, place: npt.NDArray[np.int64], images: int) -> npt.NDArray[np.float64]:
+    """(S, images) right answers of each run in each image."""
+    return np.stack([np.bincount(place, run, minlength=images) for run in runs])
+
+
+def _draws(rng: np.random.Generator, runs: int, count: int) -> npt.NDArray[np.float64]:
+    """(count, runs) weights of runs that are drawn with replacement; each row sums to 1."""
+    return rng.multinomial(runs, np.full(runs, 1 / runs), count) / runs

@@ -21,8 +21,9 @@ from tk.runtime.parity.rows import mask_overlaps
 FEWEST_NEIGHBOURS = 3
 """Images from which on a nearest other one says something."""
 
-CHANCE = 2
-"""Boxes without a partner, of whatever number, that say nothing: one object that moved."""
+CHANCE = ((10, 2), (4, 1))
+"""Of so many boxes and more, so many without a partner say nothing: an object that moved leaves one
+on either side."""
 
 MEAN = "mean_"
 """Begins the name of a metric whose worst row is a metric too."""
@@ -122,7 +123,8 @@ class _Detections:
         }
         limits = {metric: self._limits.get(metric) for metric in figures}
         if (least := limits["detections_kept"]) is not None and total.found:
-            limits["detections_kept"] = min(least, 1 - CHANCE / total.found)
+            chance = next((lost for boxes, lost in CHANCE if total.found >= boxes), 0)
+            limits["detections_kept"] = min(least, 1 - chance / total.found)
         return [
             Measure(
                 self._scores if "score" in metric else "boxes",

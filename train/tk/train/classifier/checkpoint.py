@@ -179,7 +179,9 @@ def make_chain(head: Loaded, encoder: ImageEncoder) -> ImageClassifier:
             "this classifier has a backbone already", fix="give a head (linear, teacher, student)"
         )
     found = weights_digest(encoder)
-    if found != expected.backbone_sha256:
+    # The weights of a CNN are the same at every size of the canvas; its features are not.
+    where = (encoder.model_id, encoder.img_size)
+    if (found, *where) != (expected.backbone_sha256, expected.model_id, expected.img_size):
         raise TkError(
             "the head was trained on features of another backbone",
             expected=f"{expected.model_id} at {expected.img_size} pixels, weights "

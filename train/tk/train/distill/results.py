@@ -168,13 +168,12 @@ def measure_row(predictions: Predictions, name: str, **facts: Any) -> Row:
 def compare(
     predictions: Predictions, groups: Sequence[str], a: str, b: str, question: str
 ) -> Comparison:
-    """Compare two models, run with run; a single run is compared with every run of the other.
+    """Compare two models over all of their runs.
 
     Args:
         groups: source image of every test patch.
     """
     first, second = predictions.right(a), predictions.right(b)
-    first, second = _pairs(first, second)
     difference, low, high = (100 * value for value in paired_bootstrap(first, second, groups))
     p = mcnemar_exact(
         predictions.right(a)[predictions.median(a)], predictions.right(b)[predictions.median(b)]
@@ -192,14 +191,3 @@ def verdict(difference: float, low: float, high: float) -> str:
 def to_json(value: Row | Comparison) -> dict[str, Any]:
     """Plain JSON values."""
     return asdict(value)
-
-
-def _pairs(
-    a: NDArray[np.bool_], b: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """As many runs of both, (S, N) each."""
-    if len(a) == 1 or len(b) == 1:
-        runs = max(len(a), len(b))
-        return np.resize(a, (runs, a.shape[1])), np.resize(b, (runs, b.shape[1]))
-    runs = min(len(a), len(b))
-    return a[:runs], b[:runs]
