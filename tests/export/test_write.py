@@ -15,12 +15,14 @@ from PIL import Image
 from tests.export.small_models import small_model
 from torch import Tensor, nn
 
+from tk.export.gate import Reference
 from tk.export.model import ExportModel, ExportPart, repeat_rows
 from tk.export.pictures import load_canvases
 from tk.export.write import write_bundle
 from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import CheckFailed, TkError
+from tk.runtime.files import read_json
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.manifest import Part, TensorSpec
 from tk.runtime.preprocess import ImageSpec
@@ -142,9 +144,9 @@ class Finder(nn.Module):
         return corner, (grey[..., :1] * features * mask.float()[:, None]).sigmoid()
 
 
-def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
-    images: Path, tmp_path: Path
-) -> None:
+def with_prompt(folder: Path, largest: int) -> ExportModel:
+    """A detector whose text is a part: one prompt for all pictures of a batch."""
+
     def ids(rows: int) -> NDArray[np.int32]:
         return np.arange(rows * 3, dtype=np.int32).reshape(rows, 3)
 
@@ -159,7 +161,7 @@ def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
     words = Part(
         (TensorSpec("ids", "int32", ("N", 1, 3)),),
         (TensorSpec("features", "float32", ("N", 1, 3)),),
-        3,
+        largest,
     )
     finder = Part(
         (
@@ -171,10 +173,10 @@ def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
             TensorSpec("boxes", "float32", ("B", 1, 4)),
             TensorSpec("token_scores", "float32", ("B", 1, 3)),
         ),
-        3,
+        largest,
     )
-    own = replace(
-        model(Net(), tmp_path),
+    return replace(
+        model(Net(), folder),
         task="detector",
         crop=None,
         parts={
@@ -182,7 +184,12 @@ def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
             "model": ExportPart(Finder(), finder, feed),
         },
     )
-    lines = write_bundle(own, tmp_path / "b", images)
+
+
+def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
+    images: Path, tmp_path: Path
+) -> None:
+    lines = write_bundle(with_prompt(tmp_path, 3), tmp_path / "b", images)
     assert any("token_scores" in line and "batch invariance" in line for line in lines)
     with np.load(tmp_path / "b" / "probe.npz") as probe:
         assert set(probe.files) == {
@@ -192,6 +199,28 @@ def test_write__a_part_that_takes_one_prompt_is_proved_and_verified(
         assert len(probe["input/ids"]) == 1 and len(probe["input/image"]) == 2
     _, rows = verify(tmp_path / "b")
     assert rows and all(row.passed for row in rows)
+
+
+def test_write__largest_batch_of_one_is_all_that_is_proved_and_probed(
+    images: Path, tmp_path: Path
+) -> None:
+    """A plan of TensorRT takes no more rows than it was built for."""
+    write_bundle(with_prompt(tmp_path, 1), tmp_path / "b", images)
+    figures = read_json(tmp_path / "b" / "parity.json")["figures"]
+    assert {f["batch"] for f in figures if f["test"] != "all images"} == {1}
+    with np.load(tmp_path / "b" / "probe.npz") as probe:
+        assert {len(probe[name]) for name in probe.files} == {1}
+    assert all(row.passed for row in verify(tmp_path / "b")[1])
+
+
+def test_gate__a_prompt_of_one_row_does_not_make_the_pictures_one(tmp_path: Path) -> None:
+    parts = with_prompt(tmp_path, 3).parts
+    assert not parts["model"].spec.one_picture and not parts["text"].spec.one_picture
+    canvases = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2)
+    canvases = canvases.repeat(3, 3)
+    reference = Reference(with_prompt(tmp_path, 3), "model", canvases, thorough=True)
+    seen = [int(v) for c in reference._cases if c.fresh for v in c.inputs["image"][:, 0, 0, 0]]
+    assert seen == [*range(7)], "each picture once"
 
 
 @pytest.mark.parametrize(("net", "figure"), [(Unequal, "parity"), (Mixing, "batch invariance")])

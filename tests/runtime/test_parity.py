@@ -14,10 +14,10 @@ from scipy.special import softmax
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.errors import TkError
 from tk.runtime.manifest import Part, TensorSpec
-from tk.runtime.parity.limits import Measure
+from tk.runtime.parity.limits import THRESHOLDS, Measure
 from tk.runtime.parity.over_all import over_all, relieve
 from tk.runtime.parity.parts import run_parts
-from tk.runtime.parity.rows import _assign, compare, row_cosine
+from tk.runtime.parity.rows import _assign, compare, row_cosine, row_difference
 
 
 def test_row_cosine__closed_form_and_not_finite() -> None:
@@ -25,6 +25,20 @@ def test_row_cosine__closed_form_and_not_finite() -> None:
     b = np.asarray([[2.0, 0.0], [1.0, 1.0]])
     assert row_cosine(a, b) == pytest.approx(np.sqrt(0.5))
     assert np.isnan(row_cosine(a, a * np.nan))
+
+
+def test_features__of_another_length_are_refused() -> None:
+    """The cosine of an encoder that gives twice its features is 1; the decoder is not fooled."""
+    features = {"pixels": np.ones((1, 3, 4), np.float32)}
+    twice = {"pixels": 2 * features["pixels"]}
+    cosine, difference = compare("segmenter", "encoder", features, twice, "int8")
+    assert cosine.passed and difference.value == pytest.approx(1.0) and not difference.passed
+    # Between unit vectors both say the same.
+    for precision, limits in THRESHOLDS.items():
+        angle = np.arccos(limits["cosine"])
+        a, b = np.asarray([[1.0, 0.0]]), np.asarray([[np.cos(angle), np.sin(angle)]])
+        assert row_difference(a, b) == pytest.approx(limits["relative_difference"], rel=0.07)
+        assert row_difference(a, b) <= limits["relative_difference"], precision
 
 
 def _detections(shift: float, drop: float) -> dict[str, NDArray[np.float32]]:

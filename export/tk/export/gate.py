@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tk.export.model import ExportModel, ExportPart
+from tk.export.model import ExportModel
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS, Backend
 from tk.runtime.errors import TkError
@@ -97,10 +97,8 @@ class Reference:
         self, model: ExportModel, name: str, canvases: NDArray[Any], thorough: bool = False
     ) -> None:
         self.task, self.name, self.part = model.task, name, model.parts[name]
-        self._free = _batch_axis(self.part)
-        # Its rows are not pictures: it takes one per call, and boxes of it, say.
-        given = self.part.spec.inputs
-        self._one = any(spec.shape[:1] == (1,) for spec in given) or not self._free
+        self._free = self.part.spec.batch_axis
+        self._one = self.part.spec.one_picture or not self._free
         # Neighbours are looked for among all pictures, so an embedder has to see them.
         plan = list(self._plan(canvases, thorough or self.task == "embedder"))
         self._cases: list[_Case] = []
@@ -120,7 +118,7 @@ class Reference:
     ) -> Iterator[tuple[NDArray[Any], int, bool, int]]:
         """Pictures, rows, and `alone` and `fresh` of each case."""
         largest = self.part.spec.max_batch
-        for batch in sorted({1, 2, largest} if self._free else {1}):
+        for batch in sorted({1, min(2, largest), largest} if self._free else {1}):
             fresh = (1 if self._one else min(batch, len(canvases))) if batch == largest else 0
             yield canvases, batch, batch > 1, fresh
         if not thorough:
@@ -226,12 +224,6 @@ def judge_artifact(
         except TkError as error:
             found.refusals.append(Refusal(artifact.file, backend.name, error.what))
     return found
-
-
-def _batch_axis(part: ExportPart) -> str:
-    """Name of the free axis that the outputs run along; "" for a part that has none."""
-    axis = part.spec.outputs[0].shape[0]
-    return axis if isinstance(axis, str) else ""
 
 
 def summarise(verdicts: Sequence[Verdict]) -> list[str]:

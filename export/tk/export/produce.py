@@ -183,8 +183,7 @@ class Producer:
     def _feeds(self, name: str, precision: str) -> Feeds:
         part = self.model.parts[name]
         if precision == "int8":
-            one = any(spec.shape[:1] == (1,) for spec in part.spec.inputs)
-            rows = part.spec.max_batch if one else 1
+            rows = part.spec.max_batch if part.spec.one_picture else 1
             canvases = self.pictures.calibration
             return Feeds(part, canvases, rows, 1, len(canvases))
         rows = min(RANGE_ROWS, part.spec.max_batch)

@@ -128,13 +128,15 @@ def _probe(model: ExportModel, canvases: NDArray[Any]) -> Arrays:
 
 
 def _probe_rows(model: ExportModel, name: str, pictures: int) -> int:
-    """One row for a part whose answers a later part takes one by one: else they would not fit."""
+    """As many as the part takes; one where a later part takes its answers one by one."""
     if model.task == "embedder":
         return min(PROBE_NEIGHBOURS, max(PROBE_IMAGES, pictures))
     given = {spec.name for spec in model.parts[name].spec.outputs}
     later = list(model.parts.values())[list(model.parts).index(name) + 1 :]
     taken = [spec for part in later for spec in part.spec.inputs if spec.name in given]
-    return 1 if any(spec.shape[:1] == (1,) for spec in taken) else PROBE_IMAGES
+    if any(spec.shape[:1] == (1,) for spec in taken):
+        return 1
+    return min(PROBE_IMAGES, model.parts[name].spec.max_batch)
 
 
 def _parity_json(product: Product, pictures: Pictures, request: Request) -> dict[str, Any]:

@@ -45,11 +45,26 @@ class Part:
     Attributes:
         inputs, outputs: in the order of the graph.
         max_batch: largest size of the free axis that the gate proved.
+        limits: largest sizes of other free axes, by name: of the tokens of a prompt.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch: int
+    limits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def batch_axis(self) -> str:
+        """Name of the free axis that the outputs run along; "" for a part that has none."""
+        axis = self.outputs[0].shape[0]
+        return axis if isinstance(axis, str) else ""
+
+    @property
+    def one_picture(self) -> bool:
+        """Whether a call serves one picture: its rows are boxes of it, say."""
+        if any(spec.name == "image" and spec.shape[0] == self.batch_axis for spec in self.inputs):
+            return False
+        return any(spec.shape[:1] == (1,) for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,7 @@ def _build(body: dict[str, Any]) -> Manifest:
             inputs=tuple(_plain(TensorSpec, spec) for spec in spec_lists["inputs"]),
             outputs=tuple(_plain(TensorSpec, spec) for spec in spec_lists["outputs"]),
             max_batch=spec_lists["max_batch"],
+            limits=spec_lists.get("limits", {}),
         )
         for part, spec_lists in body["parts"].items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,24 @@ def test_build__profile_of_every_input(make: Make, tmp_path: Path, version: str)
     world = make(version)
     build(world, tmp_path, min_batch=2, opt_batch=4, max_batch=9)
     assert world.fake.called("set_shape") == [("image", (2, 4), (4, 4), (9, 4))]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_build__profile_of_a_prompt_is_not_the_batch(
+    make: Make, tmp_path: Path, version: str
+) -> None:
+    """A prompt of more tokens than pictures in a batch: every prompt runs on one plan."""
+    world = make(version)
+    inputs = (TensorSpec("image", "float32", ("B", 4)), TensorSpec("text", "float32", (1, "T", 4)))
+    part = Part(inputs, (TensorSpec("boxes", "float32", ("B", 4)),), 16, {"T": 256})
+    graph = write_graph(tmp_path, graph_for(version, "fp16"))
+    build_plan(graph, part, "model", BuildOptions(precision="fp16", max_batch=16))
+    assert world.fake.called("set_shape") == [
+        ("image", (1, 4), (16, 4), (16, 4)),
+        ("text", (1, 1, 4), (1, 32, 4), (1, 256, 4)),
+    ]
+    with pytest.raises(TkError, match="how large axis 'T'"):
+        build_plan(graph, replace(part, limits={}), "model", BuildOptions(precision="fp16"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

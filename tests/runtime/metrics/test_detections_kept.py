@@ -14,7 +14,7 @@ Side = tuple[NDArray[np.float32], NDArray[np.float32]]
 def side(*rows: tuple[float, float, float]) -> Side:
     """Squares of side 10 at (x, y), with their scores."""
     table = np.asarray(rows, np.float32).reshape(-1, 3)
-    return np.concatenate([table[:, :2], table[:, :2] + 10], axis=1), table[:, 2]
+    return np.concatenate([table[:, :2], table[:, :2] + 10], axis=1), table[:, 2:]
 
 
 def test_kept__equal_runs_and_no_detection_at_all() -> None:
@@ -53,3 +53,15 @@ def test_kept__is_added_up_over_pictures() -> None:
     good = detections_kept(side((0, 0, 0.9)), side((0, 0, 0.9)), 0.05)
     bad = detections_kept(side((0, 0, 0.9)), side(), 0.05)
     assert (good + bad).kept == pytest.approx(2 / 3)
+
+
+def test_kept__another_class_is_another_object() -> None:
+    box = np.asarray([[0, 0, 10, 10]], np.float32)
+
+    def of(*scores: float) -> Side:
+        return box, np.asarray([scores], np.float32)
+
+    assert detections_kept(of(0.8, 0.1), of(0.8, 0.1), 0.05).kept == 1.0
+    assert detections_kept(of(0.8, 0.1), of(0.1, 0.8), 0.05).kept == 0.0
+    doubt = detections_kept(of(0.5, 0.48), of(0.49, 0.5), 0.05)  # either may come first
+    assert doubt.kept == 1.0 and doubt.difference == pytest.approx(0.01)

@@ -112,8 +112,9 @@ def _parts(
     def feed_model(canvases: NDArray[np.uint8], batch: int) -> Arrays:
         # At 2, of which the probe is made, the prompt of `feed_text` at 1; else one of another
         # length, with a token of padding: the prompt is as free as the batch.
-        wanted = gate_prompt(0 if batch == 2 else batch, vocabulary)
-        padding = int(batch != 2)
+        probe = batch == min(2, max_batch)
+        wanted = gate_prompt(0 if probe else batch, vocabulary)
+        padding = int(not probe)
         return feed(canvases, batch) | _model_inputs(text, wanted, len(wanted.ids) + padding)
 
     def feed_text(canvases: NDArray[np.uint8], batch: int) -> Arrays:
@@ -123,6 +124,7 @@ def _parts(
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     features = TensorSpec("text_features", "float32", ("N", "T", depth), "of one prompt")
+    limits = {"T": loaded.tokenizer.limit}
     text_inputs = (
         TensorSpec("input_ids", "int32", ("N", "T"), "tokens of the prompt"),
         TensorSpec("text_mask", "bool", ("N", "T", "T"), "which tokens see each other"),
@@ -135,9 +137,9 @@ def _parts(
         TensorSpec("position_ids", "int32", (1, "T"), "place of a token in its phrase"),
     )
     return {
-        "text": ExportPart(text, Part(text_inputs, (features,), PROMPTS), feed_text, patch),
+        "text": ExportPart(text, Part(text_inputs, (features,), PROMPTS, limits), feed_text, patch),
         "model": ExportPart(
-            part, Part(model_inputs, (boxes, scores), max_batch), feed_model, patch
+            part, Part(model_inputs, (boxes, scores), max_batch, limits), feed_model, patch
         ),
     }
 

@@ -30,6 +30,9 @@ from tk.runtime.progress import progress
 
 FOLDER = "plans"
 
+USUAL = 32
+"""Size of free axes other than the batch that tactics are timed at: tokens of eleven tools."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -179,8 +182,7 @@ class _Build:
     def _profile(self, builder: Any) -> Any:
         profile, options = builder.create_optimization_profile(), self.options
         for spec in self.part.inputs:
-            sizes = (options.min_batch, options.optimum, options.max_batch)
-            profile.set_shape(spec.name, *(_shape(spec, size) for size in sizes))
+            profile.set_shape(spec.name, *_shapes(spec, self.part, options))
         return profile
 
     def _serialize(self, builder: Any, network: Any, config: Any, name: str) -> bytes:
@@ -230,8 +232,24 @@ def _gpu_memory(gpu: Gpu) -> tuple[str, str]:
     return f"{free / 2**20:,.0f} MiB", f"{total / 2**20:,.0f} MiB"
 
 
-def _shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
-    return tuple(size if isinstance(axis, str) else axis for axis in spec.shape)
+def _shapes(spec: TensorSpec, part: Part, options: BuildOptions) -> list[tuple[int, ...]]:
+    """Least, usual and largest shape of an input.
+
+    Raises:
+        TkError: a free axis that is not the batch has no limit.
+    """
+    ranges = {part.batch_axis: (options.min_batch, options.optimum, options.max_batch)}
+    ranges |= {axis: (1, min(USUAL, most), most) for axis, most in part.limits.items()}
+    if unknown := [axis for axis in spec.shape if isinstance(axis, str) and axis not in ranges]:
+        raise TkError(
+            f"nothing says how large axis {unknown[0]!r} of {spec.name!r} may become",
+            expected="a bundle whose manifest has a limit of it",
+            fix="export the model again with this tk",
+        )
+    return [
+        tuple(ranges[axis][place] if isinstance(axis, str) else axis for axis in spec.shape)
+        for place in range(3)
+    ]
 
 
 def _check_types(trt: Any, part: Part) -> None:

@@ -27,7 +27,8 @@ class DetectionsKept:
         found: boxes above the threshold, of both runs together.
         missed: those of them without a partner in the other run.
         overlap: sum of IoU over the pairs.
-        difference: sum of the absolute difference of scores over the pairs.
+        difference: sum of the absolute difference of scores over the pairs: of the class that is
+            best in the reference.
         pairs: how many.
     """
 
@@ -67,20 +68,27 @@ def detections_kept(
 ) -> DetectionsKept:
     """Compare what two runs find in one picture, after non-maximum suppression.
 
-    A box counts when its score reaches `SCORE`. Its partner may lie lower by `tolerance`: a score
-    near the threshold may end on either side of it, and means no object more or less.
+    A box counts when its best score reaches `SCORE`. Its partner may lie lower by `tolerance`: a
+    score near the threshold may end on either side of it, and means no object more or less. A
+    partner has the same best class, or one that is as good within `tolerance`.
 
     Args:
-        reference, found: boxes (N, 4) float32 xyxy and scores (N,) float32, 0..1.
+        reference, found: boxes (N, 4) float32 xyxy, and scores (N, C) float32 of classes or tokens,
+            0..1.
         tolerance: difference of scores that is no difference.
     """
     ours, theirs = (_chosen(*side, SCORE - tolerance) for side in (reference, found))
     pairs, overlap = match_boxes(ours[0], theirs[0], MATCH_IOU)
-    sure = [scores >= SCORE for _, scores in (ours, theirs)]
+    one, other = ours[1][pairs[:, 0]], theirs[1][pairs[:, 1]]
+    place = np.arange(len(pairs))
+    best, best_other = one.argmax(axis=1), other.argmax(axis=1)
+    alike = one[place, best] - one[place, best_other] <= tolerance
+    pairs, overlap = pairs[alike], overlap[alike]
+    apart = np.abs(one[place, best] - other[place, best])[alike]
+    sure = [scores.max(axis=1) >= SCORE for _, scores in (ours, theirs)]
     paired = [np.isin(np.arange(len(s)), pairs[:, side]) for side, s in enumerate(sure)]
     # a pair below the threshold on both sides is nothing that anybody sees
     seen = sure[0][pairs[:, 0]] | sure[1][pairs[:, 1]]
-    apart = np.abs(ours[1][pairs[:, 0]] - theirs[1][pairs[:, 1]])
     return DetectionsKept(
         found=int(sum(s.sum() for s in sure)),
         missed=int(sum((s & ~p).sum() for s, p in zip(sure, paired, strict=True))),
@@ -91,6 +99,7 @@ def detections_kept(
 
 
 def _chosen(boxes: Boxes, scores: Scores, least: float) -> tuple[Boxes, Scores]:
-    keep = np.flatnonzero(scores >= least)
-    keep = keep[nms(boxes[keep], scores[keep], NMS_IOU)]
+    best = scores.max(axis=1)
+    keep = np.flatnonzero(best >= least)
+    keep = keep[nms(boxes[keep], best[keep], NMS_IOU)]
     return boxes[keep], scores[keep]

@@ -9,6 +9,7 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # Other orders of summation: an honest graph is equal to 1e-6, so anything near these is a bug.
     "fp32": {
         "cosine": 0.9999,
+        "relative_difference": 0.0142,
         "neighbours_kept": 0.99,
         "box_iou": 0.99,
         "score_difference": 0.002,
@@ -22,6 +23,7 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # of 3 % of a vector's length is 0.9995). Overflow and lost numbers are far beyond: 0.02 to 0.9.
     "fp16": {
         "cosine": 0.9995,
+        "relative_difference": 0.032,
         "neighbours_kept": 0.99,
         "box_iou": 0.97,
         "score_difference": 0.01,
@@ -34,6 +36,7 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # 8 bits: one rounding is 0.4 %, eight times that of fp16; a sound ViT-S keeps 0.9999.
     "bf16": {
         "cosine": 0.998,
+        "relative_difference": 0.064,
         "neighbours_kept": 0.97,
         "box_iou": 0.95,
         "score_difference": 0.03,
@@ -47,6 +50,7 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     # (field notes on one file in two engines), so the line lies between: 14 % of the length.
     "int8": {
         "cosine": 0.99,
+        "relative_difference": 0.15,
         "neighbours_kept": 0.95,
         "box_iou": 0.90,
         "score_difference": 0.05,
@@ -78,6 +82,10 @@ So are the masks of int8 (`mean_mask_iou`): the gate's boxes are anywhere, most 
 object, and what a segmenter makes of those is undecided. A sound one had 0.99 on average and 0.96
 at the worst where boxes were true, 0.95 and 0.64 where they were the gate's.
 
+What one part gives to another has a length too: `relative_difference` (length of the difference
+over that of the reference) is that of a cosine at its limit, sqrt(2 (1 - cosine)). An encoder that
+gave twice its features had a cosine of 1, and the decoder behind it masks with an overlap of 0.33.
+
 `neighbours_kept` (`tk.runtime.metrics.neighbours`) is summed over the images, for one neighbour
 more or less is chance. Its scale is that of the embeddings: 1 as good as float32, 0 as good as by
 lot; int8 may lose a twentieth of what there is to lose. `same_neighbour` has no limit: of 16 images
@@ -98,10 +106,10 @@ class Measure:
 
     Attributes:
         output: of the graph.
-        metric: `cosine`, `box_iou`, `score_difference`, `mask_iou`, `iou_difference`,
-            `logit_difference`, `probability_difference` or `agreement`, the worst over all rows; or
-            `neighbours_kept`, `same_neighbour`, `detections_kept`, `mean_box_iou`,
-            `mean_score_difference` or `mean_mask_iou`, over all images.
+        metric: `cosine`, `relative_difference`, `box_iou`, `score_difference`, `mask_iou`,
+            `iou_difference`, `logit_difference`, `probability_difference` or `agreement`: the worst
+            over all rows; `neighbours_kept`, `same_neighbour`, `detections_kept`, `mean_box_iou`,
+            `mean_score_difference` or `mean_mask_iou`: over all images.
         value: the figure.
         threshold: what it had to reach; None for a figure that is recorded and decides nothing.
     """

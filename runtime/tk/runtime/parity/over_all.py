@@ -102,7 +102,7 @@ class _Detections:
             ours, theirs = (
                 (
                     np.asarray(side["boxes"][row], np.float32),
-                    np.asarray(side[self._scores][row], np.float32).max(axis=1),
+                    np.asarray(side[self._scores][row], np.float32),
                 )
                 for side in (expected, found)
             )

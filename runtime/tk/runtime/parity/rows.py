@@ -61,6 +61,11 @@ def compare(
         figures = _classifier_figures(expected, found)
     else:
         figures = [(name, "cosine", row_cosine(expected[name], found[name])) for name in expected]
+        if task != "embedder":  # whose vectors have unit length
+            figures += [
+                (name, "relative_difference", row_difference(expected[name], found[name]))
+                for name in expected
+            ]
     limits = THRESHOLDS[precision]
     return [Measure(output, metric, value, limits[metric]) for output, metric, value in figures]
 
@@ -71,6 +76,14 @@ def row_cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
     right = np.asarray(b, np.float64).reshape(len(b), -1)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return float(((left * right).sum(axis=1) / np.maximum(norms, 1e-30)).min())
+
+
+def row_difference(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    """Largest length of a difference between equal rows, in lengths of the row of `a`."""
+    left = np.asarray(a, np.float64).reshape(len(a), -1)
+    right = np.asarray(b, np.float64).reshape(len(b), -1)
+    lengths = np.maximum(np.linalg.norm(left, axis=1), 1e-30)
+    return float((np.linalg.norm(left - right, axis=1) / lengths).max())
 
 
 def mask_overlaps(expected: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
