@@ -75,11 +75,20 @@ def test_student__measured_on_the_test_patches_of_the_heads(made: Path) -> None:
 
 
 def test_student__another_teacher_leaves_the_control_alone(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 1)  # another command: it names other temporary files
     shutil.copytree(made, tmp_path / "copy")
     train_distill(config(tmp_path / "copy"))  # moved, and nothing to do
     assert capsys.readouterr().err.count(": unchanged") == 6
+    # What neither teacher nor students read trains the heads again, and comes to the same teacher.
+    train_distill(config(tmp_path / "copy", alpha=0.5))
+    text = capsys.readouterr().err
+    assert "train: linear probes" in text
+    assert "student: unchanged" in text and "student_no_kd: unchanged" in text
     train_distill(config(tmp_path / "copy", teacher_epochs=2))
     text = capsys.readouterr().err
     assert "student: test_efficientnet" in text and "student_no_kd: unchanged" in text

@@ -37,7 +37,7 @@ def ssl_step(config: DistillConfig) -> Step:
         f"{config.ssl_algorithm} on the patches, from the weights of the features",
         work,
         without_paths(settings),
-        # Not the file of the backbone: its bytes differ from run to run, its weights do not.
+        # Not the file of the backbone: features.json has the digest of its weights.
         [info, run / "features.json"],
         [backbone_file(run)],
         partial=[run / FOLDER],
