@@ -13,7 +13,9 @@ from tests.tiny_runs import tiny_config, write_crops
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json
 from tk.train.classifier.checkpoint import load_classifier, load_encoder
+from tk.train.classifier.cost import head_multiply_adds, multiply_adds
 from tk.train.classifier.heads import count_parameters
+from tk.train.classifier.model import ImageClassifier
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.pipeline import train_distill
 from tk.train.distill.split import read_split
@@ -51,11 +53,15 @@ def test_student__rows_of_the_whole_chain(made: Path) -> None:
     assert student["kind"] == "chain" and student["backbone"] == ""
     assert student["title"] == "test_efficientnet from Pixels (Distilled)"
     loaded = load_classifier(run / student["checkpoint"])
+    assert isinstance(loaded.model, ImageClassifier)
     assert count_parameters(loaded.model) == student["parameters"] == control["parameters"]
     encoder, _ = load_encoder(run / "backbone.pth")
     whole = count_parameters(encoder) + rows["teacher"]["parameters"]
     assert student["compression"] == pytest.approx(whole / student["parameters"])
-    assert student["mflops"] > 0
+    # As tk bench table counts: head and all.
+    macs = multiply_adds(loaded.model.encoder) + head_multiply_adds(loaded.model.head)
+    assert student["mflops"] == pytest.approx(2 * macs / 1e6, rel=1e-9)
+    assert head_multiply_adds(loaded.model.head) == loaded.architecture.features * 4
     pairs = [(found["a"], found["b"]) for found in results["comparisons"]]
     assert ("image_student", "image_student_no_kd") in pairs
     # Kept where students of other seeds find them.
