@@ -190,6 +190,16 @@ def test_step__alone_needs_those_before_it(run: Path, tmp_path: Path) -> None:
     assert read_split(tmp_path / "run" / "class_info.json").classes[0] == "digit 0"
 
 
+def test_compare__after_another_split_is_refused(copy: Path) -> None:
+    before = (copy / "results.json").read_bytes()
+    rerun(copy, step="split", split_seed=7)
+    with pytest.raises(TkError, match="measured on other test patches") as caught:
+        rerun(copy, step="compare", split_seed=7)
+    assert "--step train" in caught.value.fix
+    assert (copy / "results.json").read_bytes() == before
+    rerun(copy, split_seed=7)
+
+
 def test_registry__damaged_means_all_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "steps.json").write_text("{")
     rerun(copy)
