@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from tests.tiny_runs import tiny_config, write_crops
 
-from tk.runtime.errors import TkError
+from tk.runtime.errors import Interrupted, TkError
 from tk.runtime.files import read_json
 from tk.train.classifier.checkpoint import load_classifier, load_encoder
 from tk.train.classifier.cost import head_multiply_adds, multiply_adds
@@ -19,6 +21,7 @@ from tk.train.classifier.model import ImageClassifier
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.pipeline import train_distill
 from tk.train.distill.split import read_split
+from tk.train.student.task import StudentTask
 
 
 def config(folder: Path, **changes: Any) -> DistillConfig:
@@ -116,6 +119,35 @@ def test_student__of_other_test_patches_is_refused(made: Path, tmp_path: Path) -
     with pytest.raises(TkError, match="measured on other test patches") as caught:
         train_distill(config(tmp_path / "copy", step="compare"))
     assert caught.value.fix == "--step student --force"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_student__interrupted_says_what_goes_on(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    force: bool,
+) -> None:
+    """With --force the same command would begin anew."""
+    shutil.copytree(made, tmp_path / "copy")
+    again = config(tmp_path / "copy", student_epochs=2, step="student")
+    loss = StudentTask.loss
+
+    def stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StudentTask, "loss", stop)
+        with pytest.raises(Interrupted) as caught:
+            train_distill(again.model_copy(update={"force": force}))
+    said = "the same command without --force" if force else "the same command"
+    assert caught.value.fix == f"{said} goes on with it"
+    text = capsys.readouterr().err
+    assert "interrupted after step 1" in text and "--resume" not in text
+    train_distill(again)
+    assert "at step 1" in capsys.readouterr().err
 
 
 def test_student__that_timm_does_not_know(tmp_path: Path) -> None:

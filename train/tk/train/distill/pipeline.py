@@ -65,8 +65,9 @@ def _perform(registry: Registry, step: Step, force: bool) -> None:
     try:
         registry.perform(step, force=force)
     except KeyboardInterrupt:
+        same = "the same command without --force" if force else "the same command"
         raise Interrupted(
-            f"interrupted in step {step.name}", fix="the same command goes on with it"
+            f"interrupted in step {step.name}", fix=f"{same} goes on with it"
         ) from None
 
 

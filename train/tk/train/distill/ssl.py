@@ -30,7 +30,9 @@ def ssl_step(config: DistillConfig) -> Step:
         from tk.train.ssl.train import train_ssl
 
         link_pictures(read_split(info), run / PICTURES)
-        train_ssl(SslConfig(**settings, threads=config.threads, device=config.device))
+        train_ssl(
+            SslConfig(**settings, threads=config.threads, device=config.device, goes_on="")
+        )
 
     return Step(
         "ssl",

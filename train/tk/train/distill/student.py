@@ -67,6 +67,7 @@ def _step(config: DistillConfig, crops: Path, folder: Path, seed: int, *, distil
                 device=config.device,
                 gpus=config.student_gpus,
                 threads=config.threads,
+                goes_on="",
             )
         )
 

@@ -41,7 +41,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise EnvironmentLacks(
             f"{path} could not be written{kept}",
             found=f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free on that disk: {error}",
-            fix="make room, then go on with --resume last",
+            fix="make room, then go on: tk train distill with the same command, others with "
+            "--resume last",
         ) from None
 
 
