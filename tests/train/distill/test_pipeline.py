@@ -225,6 +225,34 @@ def test_data__that_is_not_there(tmp_path: Path) -> None:
         train_distill(tiny_config(tmp_path / "crops", tmp_path / "crops" / "run"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "no_such_net"}, "timm knows no such model"),
+        ({"weights": Path("nope.pth")}, "--weights nope.pth does not exist"),
+        ({"model_id": "test_vit", "img_size": 30}, "does not divide into patches"),
+        ({"student": "no_such_net"}, "--student and --student-img-size: timm knows no such model"),
+        ({"student_weights": Path("nope.pth")}, "--student-weights nope.pth does not exist"),
+        ({"student_unlabelled": [Path("nope")]}, "--student-unlabelled nope does not exist"),
+        ({"student_img_size": 8}, r"--student-\.\.\.: --img-size: .* 16, found 8"),
+        (
+            {"student_kd_weight": 0, "student_feature_weight": 0},
+            r"--student-\.\.\.: the teacher is not asked: kd_weight and feature_weight are both 0",
+        ),
+        ({"ssl": True, "ssl_img_size": 5}, r"--ssl-\.\.\.: --image-size: .* 8, found 5"),
+    ],
+)
+def test_options__are_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_crops(tmp_path / "crops", 6)
+    values: dict[str, Any] = {"student": "test_efficientnet", "student_pretrained": False}
+    with pytest.raises(TkError, match=message):
+        train_distill(tiny_config(tmp_path / "crops", tmp_path / "run", **(values | changes)))
+    assert not (tmp_path / "run" / "steps.json").exists()
+    assert not steps_said(capsys.readouterr().err)
+
+
 def test_data__a_class_with_two_samples(tmp_path: Path) -> None:
     crops = write_crops(tmp_path / "crops", 12)
     for path in sorted((crops / "digit 2").iterdir())[2:]:

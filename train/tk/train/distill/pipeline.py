@@ -13,6 +13,7 @@ from tk.runtime.errors import Interrupted, TkError
 from tk.runtime.files import locked, write_json
 from tk.train.data.steel.layout import CLASSES
 from tk.train.data.steel.patches import PATCH_INDEX
+from tk.train.distill.check import check_options
 from tk.train.distill.compare import FILES, compare_models
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.feature_steps import given_features, random_features, ssl_features
@@ -43,6 +44,7 @@ def train_distill(config: DistillConfig) -> Path:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         if config.threads:
             torch.set_num_threads(config.threads)
+        check_options(config)
         write_json(run / "config.json", config.resolved())
         pipeline = Pipeline(config)
         registry = Registry.open(run)

@@ -11,6 +11,8 @@ from tk.train.distill.config import DistillConfig
 from tk.train.distill.layout import INFO
 from tk.train.distill.split import Items, read_split
 from tk.train.distill.steps import Step, without_paths
+from tk.train.run.options import validate
+from tk.train.ssl.config import SslConfig
 
 FOLDER, PICTURES = "ssl", "ssl_pictures"
 
@@ -26,13 +28,10 @@ def ssl_step(config: DistillConfig) -> Step:
     settings = ssl_settings(config)
 
     def work() -> None:
-        from tk.train.ssl.config import SslConfig
         from tk.train.ssl.train import train_ssl
 
         link_pictures(read_split(info), run / PICTURES)
-        train_ssl(
-            SslConfig(**settings, threads=config.threads, device=config.device, goes_on="")
-        )
+        train_ssl(ssl_config(config))
 
     return Step(
         "ssl",
@@ -44,6 +43,16 @@ def ssl_step(config: DistillConfig) -> Step:
         [backbone_file(run)],
         partial=[run / FOLDER],
     )
+
+
+def ssl_config(config: DistillConfig) -> SslConfig:
+    """The configuration of the training.
+
+    Raises:
+        TkError: values that `tk train ssl` does not take.
+    """
+    more = {"threads": config.threads, "device": config.device, "goes_on": ""}
+    return validate(SslConfig, ssl_settings(config) | more)
 
 
 def ssl_settings(config: DistillConfig) -> dict[str, Any]:

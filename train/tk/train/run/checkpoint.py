@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     full = {"format": FORMAT, "version": VERSION, **state}
     _check_plain(full, "state")
     try:
-        # Given a path, torch would put its name into the archive, and this one is another each time.
+        # Given a path, torch would put its name into the archive, and that is another each time.
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(full, file)
     except RuntimeError as error:  # what torch makes of a write that failed

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,7 @@ def _copies_of(crops: Sequence[CropFile]) -> Callable[[Path], bool]:
     for crop in crops:
         by_size[crop.path.stat().st_size].append(crop.path)
 
-    @cache
+    @functools.cache
     def digests(size: int) -> set[str]:
         return {sha256_file(path) for path in by_size[size]}
 
