@@ -14,6 +14,7 @@ from tests.tiny_runs import tiny_config, write_crops, write_tiny_run
 from tk.runtime.errors import Interrupted, TkError
 from tk.runtime.files import read_json
 from tk.train.classifier.checkpoint import load_classifier, load_encoder, make_chain
+from tk.train.distill.config import DistillConfig
 from tk.train.distill.pipeline import train_distill
 from tk.train.distill.results import read_predictions
 from tk.train.distill.split import read_split
@@ -198,6 +199,28 @@ def test_compare__after_another_split_is_refused(copy: Path) -> None:
     assert "--step train" in caught.value.fix
     assert (copy / "results.json").read_bytes() == before
     rerun(copy, split_seed=7)
+
+
+def test_step__takes_options_that_are_not_given_from_the_run(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And heads state the backbone, the canvas and the seeds of the steps before them."""
+    before = read_json(copy / "results.json")
+    few: dict[str, Any] = dict(data=copy.parent / "crops", out=copy)
+    train_distill(DistillConfig(**few, step="compare", force=True))
+    assert "model_id=mobilevit_xs" in (text := capsys.readouterr().err) and "img_size=32" in text
+    assert read_json(copy / "results.json") == before
+    train_distill(DistillConfig(**few, step="train", force=True, seeds=1))
+    head = load_classifier(copy / "models" / "teacher" / "seed0.pth")
+    assert head.image_spec.height == head.architecture.img_size == 32
+    assert not (copy / "models" / "teacher" / "seed1.pth").exists()
+    # What was given counts from then on; what was refused does not.
+    recorded = read_json(copy / "config.json")
+    assert (recorded["seeds"], recorded["img_size"]) == (1, 32)
+    with pytest.raises(TkError, match="measured on other test patches"):
+        train_distill(DistillConfig(**few, step="split", split_seed=7))
+        train_distill(DistillConfig(**few, step="compare", alpha=0.1))
+    assert read_json(copy / "config.json")["alpha"] == recorded["alpha"]
 
 
 def test_registry__damaged_means_all_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
