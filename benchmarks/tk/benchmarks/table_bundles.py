@@ -12,7 +12,7 @@ from tk.runtime.bundle import Bundle
 from tk.runtime.errors import TkError
 from tk.runtime.files import sha256_file
 from tk.train.classifier.checkpoint import Loaded, load_classifier, load_encoder
-from tk.train.classifier.cost import multiply_adds
+from tk.train.classifier.cost import head_multiply_adds, multiply_adds
 from tk.train.classifier.heads import count_parameters
 from tk.train.classifier.model import FeatureClassifier
 from tk.train.distill.results import Row
@@ -59,7 +59,7 @@ def describe_chains(run: Path, rows: list[Row]) -> list[Model]:
         layers = (shape.features, *shape.head.hidden, len(loaded.classes))
         network = f"{trunk} + {'-'.join(map(str, layers))}"
         head = loaded.model.head
-        inside = 2 * sum(p.numel() for p in head.parameters() if p.ndim == 2) / 1e6
+        inside = 2 * head_multiply_adds(head) / 1e6
         same = first.setdefault(network, row.name)
         parameters = weights + count_parameters(head)
         models.append(Model(row, network, parameters, mflops + inside, same))

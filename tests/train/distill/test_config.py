@@ -54,6 +54,13 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> str:
     return str(folder / name)
 
 
+def test_defaults__are_what_a_file_of_them_reads_back() -> None:
+    """32 and 32.0 are equal, but not in the hash of a step's options."""
+    defaults = DistillConfig(data=Path("d"), out=Path("o"))
+    again = defaults.completed(defaults.resolved())
+    assert repr(again.resolved()) == repr(defaults.resolved())
+
+
 def test_seed__every_key_says_what_it_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from tests.tiny_runs import tiny_config, write_crops, write_tiny_run
 from tk.runtime.errors import Interrupted, TkError
 from tk.runtime.files import read_json
 from tk.train.classifier.checkpoint import load_classifier, load_encoder, make_chain
+from tk.train.distill.config import DistillConfig
 from tk.train.distill.pipeline import train_distill
 from tk.train.distill.results import read_predictions
 from tk.train.distill.split import read_split
@@ -190,6 +191,38 @@ def test_step__alone_needs_those_before_it(run: Path, tmp_path: Path) -> None:
     assert read_split(tmp_path / "run" / "class_info.json").classes[0] == "digit 0"
 
 
+def test_compare__after_another_split_is_refused(copy: Path) -> None:
+    before = (copy / "results.json").read_bytes()
+    rerun(copy, step="split", split_seed=7)
+    with pytest.raises(TkError, match="measured on other test patches") as caught:
+        rerun(copy, step="compare", split_seed=7)
+    assert "--step train" in caught.value.fix
+    assert (copy / "results.json").read_bytes() == before
+    rerun(copy, split_seed=7)
+
+
+def test_step__takes_options_that_are_not_given_from_the_run(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And heads state the backbone, the canvas and the seeds of the steps before them."""
+    before = read_json(copy / "results.json")
+    few: dict[str, Any] = dict(data=copy.parent / "crops", out=copy)
+    train_distill(DistillConfig(**few, step="compare", force=True))
+    assert "model_id=mobilevit_xs" in (text := capsys.readouterr().err) and "img_size=32" in text
+    assert read_json(copy / "results.json") == before
+    train_distill(DistillConfig(**few, step="train", force=True, seeds=1))
+    head = load_classifier(copy / "models" / "teacher" / "seed0.pth")
+    assert head.image_spec.height == head.architecture.img_size == 32
+    assert not (copy / "models" / "teacher" / "seed1.pth").exists()
+    # What was given counts from then on; what was refused does not.
+    recorded = read_json(copy / "config.json")
+    assert (recorded["seeds"], recorded["img_size"]) == (1, 32)
+    with pytest.raises(TkError, match="measured on other test patches"):
+        train_distill(DistillConfig(**few, step="split", split_seed=7))
+        train_distill(DistillConfig(**few, step="compare", alpha=0.1))
+    assert read_json(copy / "config.json")["alpha"] == recorded["alpha"]
+
+
 def test_registry__damaged_means_all_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "steps.json").write_text("{")
     rerun(copy)
@@ -213,6 +246,34 @@ def test_data__that_is_not_there(tmp_path: Path) -> None:
         train_distill(tiny_config(tmp_path / "crops", tmp_path / "run", class_ids=(1, 2)))
     with pytest.raises(TkError, match="lies among the classes"):
         train_distill(tiny_config(tmp_path / "crops", tmp_path / "crops" / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "no_such_net"}, "timm knows no such model"),
+        ({"weights": Path("nope.pth")}, "--weights nope.pth does not exist"),
+        ({"model_id": "test_vit", "img_size": 30}, "does not divide into patches"),
+        ({"student": "no_such_net"}, "--student and --student-img-size: timm knows no such model"),
+        ({"student_weights": Path("nope.pth")}, "--student-weights nope.pth does not exist"),
+        ({"student_unlabelled": [Path("nope")]}, "--student-unlabelled nope does not exist"),
+        ({"student_img_size": 8}, r"--student-\.\.\.: --img-size: .* 16, found 8"),
+        (
+            {"student_kd_weight": 0, "student_feature_weight": 0},
+            r"--student-\.\.\.: the teacher is not asked: kd_weight and feature_weight are both 0",
+        ),
+        ({"ssl": True, "ssl_img_size": 5}, r"--ssl-\.\.\.: --image-size: .* 8, found 5"),
+    ],
+)
+def test_options__are_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_crops(tmp_path / "crops", 6)
+    values: dict[str, Any] = {"student": "test_efficientnet", "student_pretrained": False}
+    with pytest.raises(TkError, match=message):
+        train_distill(tiny_config(tmp_path / "crops", tmp_path / "run", **(values | changes)))
+    assert not (tmp_path / "run" / "steps.json").exists()
+    assert not steps_said(capsys.readouterr().err)
 
 
 def test_data__a_class_with_two_samples(tmp_path: Path) -> None:

@@ -125,6 +125,31 @@ def test_strips__fetched_where_they_are_not(
     assert (tmp_path / "run" / "prepared" / "defects.json").is_file()
 
 
+def test_strips__moved_away_from_the_run(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run(copy, tmp_path / "run", step="prepare")
+    run(copy, out, step="patches")
+    before = (out / "prepared" / "defects.json").read_bytes()
+    moved = tmp_path / "elsewhere" / "steel"
+    moved.parent.mkdir()
+    copy.rename(moved)
+    with pytest.raises(TkError, match=r"step patches needs .*images") as caught:
+        run(moved, out, step="patches")
+    assert "a link to" in caught.value.found and "without --step" in caught.value.fix
+    capsys.readouterr()
+    run(moved, out, step="prepare")
+    run(moved, out, step="patches")
+    text = capsys.readouterr().err
+    assert "prepare: boxes of the masks" in text and "patches: unchanged" in text
+    assert (out / "prepared" / "defects.json").read_bytes() == before
+    # Of a folder of tk data severstal the link is not ours to make anew.
+    moved.rename(copy)
+    with pytest.raises(TkError, match=r"step patches needs .*images") as caught:
+        run(out / "prepared", tmp_path / "second", step="patches")
+    assert caught.value.fix == "put it back, or give the path where it is"
+
+
 def test_strips__too_few_of_the_classes_asked_for(steel: Path, tmp_path: Path) -> None:
     with pytest.raises(TkError, match="too few of the classes asked for") as caught:
         run(steel, tmp_path / "run", class_ids=(3,))

@@ -40,6 +40,14 @@ def test_checkpoint__round_trip(tmp_path: Path) -> None:
     assert crop_spec_of(state(crop_spec="")) is None
 
 
+def test_checkpoint__equal_states_give_equal_bytes(tmp_path: Path) -> None:
+    """Steps of tk train distill are skipped by the hash of such files."""
+    for name in ("a.pth", "other.pth"):
+        save_checkpoint(tmp_path / name, state())
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "other.pth"]
+
+
 def write_truncated(path: Path) -> None:
     save_checkpoint(path, state())
     path.write_bytes(path.read_bytes()[:-100])

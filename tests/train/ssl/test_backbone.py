@@ -210,7 +210,9 @@ def test_start__timm_model_and_its_shape(tmp_path: Path) -> None:
     torch.manual_seed(0)
     other = timm.create_model("test_vit", num_classes=0)
     assert student.backbone.width == other.embed_dim
-    export_backbone(tmp_path / "b.pt", student.backbone, shape_of(settings), {})
+    for name in ("b.pt", "other.pt"):
+        export_backbone(tmp_path / name, student.backbone, shape_of(settings), {})
+    assert (tmp_path / "b.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
     again = build(torch.load(tmp_path / "b.pt", weights_only=True)["metadata"]["backbone"])
     assert again.vit.state_dict().keys() == student.backbone.vit.state_dict().keys()
 

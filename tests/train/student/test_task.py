@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -71,7 +72,9 @@ def test_loss__without_labels_only_the_teacher_counts(
     task = make(root, tmp_path / "run", teacher=teacher / "image.pth", unlabelled=[more])
     labels = [crop.label for crop in task.data.train.crops]
     count = labels.count(UNLABELLED)
-    assert count == 170 and len(task) == count + len(task.data.splits["train"])
+    # The first 150 of them are copies of `root`, and some of those are held out.
+    held = sum(len(task.data.splits[name]) for name in ("val", "test"))
+    assert count == 170 - held and len(task) == count + len(task.data.splits["train"])
     batch = batch_of(task, range(len(task) - 8, len(task)))
     assert batch["label"].tolist() == [UNLABELLED] * 8
     losses = task.loss(batch, 0)
@@ -86,9 +89,27 @@ def test_data__pictures_of_the_test_are_never_learnt_from(
     held = {c.path.resolve() for name in ("val", "test") for c in task.data.splits[name]}
     train = [crop.path.resolve() for crop in task.data.train.crops]
     assert not held & set(train) and len(set(train)) == len(train)
-    assert f"{2 * len(held)} pictures without labels are crops of val or test" in (
-        capsys.readouterr().err
-    )
+    assert f"left out: {2 * len(held)} are crops of val or test, 0 are" in capsys.readouterr().err
+
+
+def test_data__copies_of_the_test_are_never_learnt_from(
+    root: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known by their bytes under any name, and by the photo that their name says they are of."""
+    data = make(root, tmp_path / "run").data
+    held = [crop for name in ("val", "test") for crop in data.splits[name]]
+    more = tmp_path / "more"
+    more.mkdir()
+    for number, crop in enumerate(held):
+        shutil.copy(crop.path, more / f"copy-{number}.png")
+    for name, value in ((f"{held[0].group}_patch_7", 70), ("another", 90)):
+        assert cv2.imwrite(str(more / f"{name}.png"), np.full((32, 32), value, np.uint8))
+    (more / "link to nothing.png").symlink_to(tmp_path / "nothing.png")
+    task = make(root, tmp_path / "run", teacher=teacher / "image.pth", unlabelled=[more])
+    without = [crop.path.name for crop in task.data.train.crops if crop.label == UNLABELLED]
+    assert without == ["another.png"]
+    told = f"left out: {len(held)} are crops of val or test, 1 are named like crops of the same"
+    assert told in capsys.readouterr().err
 
 
 def test_answers__are_what_the_teacher_says_of_the_view_of_that_epoch(

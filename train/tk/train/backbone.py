@@ -25,6 +25,26 @@ def make_backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
         TkError: timm knows no such model, it cannot have this canvas, or its published weights
             cannot be had.
     """
+    options = check_backbone(model_id, img_size)
+    try:
+        model: Any = timm.create_model(model_id, pretrained=pretrained, **options)
+    except (OSError, RuntimeError) as error:
+        raise TkError(
+            f"the weights of {model_id} could not be had: {error}",
+            fix="give a file with --weights, or train from scratch with --no-pretrained",
+        ) from None
+    return model
+
+
+def check_backbone(model_id: str, img_size: int) -> dict[str, Any]:
+    """Ask whether there is such a backbone, at no cost.
+
+    Returns:
+        options that timm makes it with.
+
+    Raises:
+        TkError: timm knows no such model, or it cannot have this canvas.
+    """
     name, _, tag = model_id.partition(".")
     if not timm.is_model(name) or (tag and model_id not in timm.list_pretrained(f"{name}.*")):
         found = timm.list_pretrained(f"{name}*") or timm.list_models(f"*{name.split('_')[0]}*")
@@ -43,14 +63,7 @@ def make_backbone(model_id: str, img_size: int, *, pretrained: bool) -> Any:
     averages = isinstance(getattr(probe, "fc_norm", None), nn.LayerNorm)
     if getattr(probe, "cls_token", None) is not None and not averages:
         options["global_pool"] = "token"
-    try:
-        model: Any = timm.create_model(model_id, pretrained=pretrained, **options)
-    except (OSError, RuntimeError) as error:
-        raise TkError(
-            f"the weights of {model_id} could not be had: {error}",
-            fix="give a file with --weights, or train from scratch with --no-pretrained",
-        ) from None
-    return model
+    return options
 
 
 def _check_patch(probe: Any, img_size: int) -> None:

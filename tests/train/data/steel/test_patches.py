@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
-from tk.runtime.images import read_image
+from tk.runtime.files import read_json
+from tk.runtime.images import find_images, read_image
 from tk.train.data.steel.background import first_lit, plan_background
 from tk.train.data.steel.patches import PatchSummary, cut_patches
 from tk.train.data.steel.prepare import prepare_severstal
@@ -167,13 +168,20 @@ def test_first_lit__steel_and_not_the_black_beside_it() -> None:
 
 def test_patches__pictures(prepared: Path, tmp_path: Path) -> None:
     cut_patches(prepared, tmp_path / "out", target=32, pictures=2)
-    found = sorted((tmp_path / "out").glob("*_extraction.jpg"))
+    found = sorted((tmp_path / "out" / ".extraction").glob("*_extraction.jpg"))
     assert len(found) == 2
     picture = cv2.imread(str(found[0]))
     assert picture is not None
     assert picture.shape[1] == WIDTH and picture.shape[0] > HEIGHT + 100
     cut_patches(prepared, tmp_path / "none", target=32, pictures=0)
-    assert not list((tmp_path / "none").glob("*.jpg"))
+    assert not (tmp_path / "none" / ".extraction").exists()
+
+
+def test_patches__are_all_pictures_that_other_commands_find(prepared: Path, tmp_path: Path) -> None:
+    cut_patches(prepared, tmp_path / "out", target=32, pictures=2)
+    index = read_json(tmp_path / "out" / "patches.json")
+    cut = [tmp_path / "out" / row["file"] for row in index["patches"]]
+    assert find_images(tmp_path / "out") == sorted(cut)
 
 
 def test_summary__weights_make_up_for_rare_classes() -> None:

@@ -1,8 +1,9 @@
-"""What a network costs: multiply-adds of its layers."""
+"""What a classifier costs: multiply-adds of its layers, backbone and head together."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tk.train.backbone import ImageEncoder
@@ -23,3 +24,8 @@ def multiply_adds(encoder: ImageEncoder) -> float:
         encoder.eval()(picture)
     encoder.train(training)
     return counter.get_total_flops() / 2
+
+
+def head_multiply_adds(head: nn.Module) -> float:
+    """Multiply-adds of one feature through a head: one for each weight of its linear layers."""
+    return float(sum(weight.numel() for weight in head.parameters() if weight.ndim == 2))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tk.runtime.errors import TkError
 from tk.runtime.files import write_bytes, write_json
 from tk.runtime.metrics.calibration import expected_calibration_error, reliability
 from tk.runtime.metrics.classification import confusion_matrix
@@ -50,8 +51,13 @@ def compare_models(
         dataset: what to call the data.
         settings: what the models were trained with, for `results.json`.
         students: row -> run folders of image models.
+
+    Raises:
+        TkError: heads or students were measured on other test patches than those of `items`.
     """
-    predictions = with_students(read_predictions(run / PREDICTIONS), items, students)
+    heads = read_predictions(run / PREDICTIONS)
+    _check_split(heads, items)
+    predictions = with_students(heads, items, students)
     rows = head_rows(run, predictions)
     rows += chain_rows(run, predictions, students, rows)
     group_of = dict(zip(items.files, items.groups, strict=True))
@@ -73,6 +79,20 @@ def compare_models(
             "rows": [to_json(row) for row in rows],
             "comparisons": [to_json(found) for found in comparisons],
         },
+    )
+
+
+def _check_split(predictions: Predictions, items: Items) -> None:
+    test = items.rows("test")
+    files = tuple(items.files[row] for row in test)
+    if predictions.files == files and np.array_equal(predictions.labels, items.labels[test]):
+        return
+    raise TkError(
+        "the heads were measured on other test patches than those of class_info.json",
+        expected=f"{len(files)} patches",
+        found=f"{len(predictions.files)} patches, {len(set(predictions.files) & set(files))} of "
+        "them the same",
+        fix="train them on this split: the same command without --step, or --step train before it",
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from tk.runtime.preprocess import ImageSpec
 from tk.train.data.steel.layout import BACKGROUND, CLASSES, IMAGES, TABLE, class_folder
 from tk.train.run.config import Options
+from tk.train.run.options import validate
 
 StepName = Literal[
     "all",
@@ -32,6 +33,12 @@ Augmentation = Literal["none", "light", "tools", "surface"]
 
 _IN_THE_RUN = "everything that the pipeline makes lies in the run folder, --out"
 _READ = "sizes are read from the pictures"
+
+_OF_ONE_COMMAND = {
+    *("out", "step", "force", "download", "device", "threads", "workers"),
+    *("csv_path", "img_dir", "target_height"),  # `data` and `target` say the same
+}
+"""Options that say nothing of what a run is."""
 
 
 class DistillConfig(Options):
@@ -107,14 +114,20 @@ class DistillConfig(Options):
         "or patches or crops by class: <class>/cropped/* or <class>/*",
     )
     out: Path = Field(description="run folder: features, models, tables, pictures")
-    step: StepName = Field("all", description="run this step alone")
-    force: bool = Field(False, description="run steps again though nothing has changed")
+    step: StepName = Field(
+        "all",
+        description="run this step alone; options that are not given are those that the run was "
+        "made with (OUT/config.json)",
+    )
+    force: bool = Field(
+        False, description="run steps again, from their beginning, though nothing has changed"
+    )
 
     download: bool = Field(False, description="fetch the data from Kaggle where DATA is not there")
     csv_path: Path | None = Field(None, description="train.csv, instead of --data")
     img_dir: Path | None = Field(None, description="train_images beside it")
     skip_missing: bool = Field(False, description="leave out rows of train.csv without an image")
-    min_contour_area: float = Field(32, ge=0, description="smaller parts of a mask are left out")
+    min_contour_area: float = Field(32.0, ge=0, description="smaller parts of a mask are left out")
     min_box: int = Field(8, ge=1, description="parts with a narrower or lower box are left out")
     target: int = Field(224, ge=8, le=2048, description="side of a patch, pixels")
     target_height: int | None = Field(None, description="the same: patches are square")
@@ -231,6 +244,20 @@ class DistillConfig(Options):
         if self.test_split + self.val_split >= 1:
             raise ValueError("--test-split and --val-split leave nothing to train on")
         return self
+
+    def completed(self, recorded: dict[str, Any]) -> DistillConfig:
+        """Take the options that were not given from those that the run was made with.
+
+        Args:
+            recorded: values of its config.json.
+
+        Raises:
+            TkError: the two do not go together.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        known = DistillConfig.model_fields.keys() & recorded.keys()
+        kept = {name: recorded[name] for name in known - _OF_ONE_COMMAND}
+        return validate(DistillConfig, kept | given)
 
     def source(self) -> Path:
         """The folder of data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 
 from tk.runtime.errors import Interrupted, TkError
-from tk.runtime.files import locked, write_json
+from tk.runtime.files import locked, read_json, write_json
 from tk.train.data.steel.layout import CLASSES
 from tk.train.data.steel.patches import PATCH_INDEX
+from tk.train.distill.check import check_options
 from tk.train.distill.compare import FILES, compare_models
 from tk.train.distill.config import DistillConfig
 from tk.train.distill.feature_steps import given_features, random_features, ssl_features
@@ -24,6 +26,8 @@ from tk.train.distill.steps import Registry, Step
 from tk.train.distill.strips import crops_folder, strip_steps
 from tk.train.distill.student import student_runs, student_steps
 from tk.train.distill.train import HeadTrainer
+
+CONFIG = "config.json"
 
 
 def train_distill(config: DistillConfig) -> Path:
@@ -43,7 +47,10 @@ def train_distill(config: DistillConfig) -> Path:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         if config.threads:
             torch.set_num_threads(config.threads)
-        write_json(run / "config.json", config.resolved())
+        config = _with_recorded(config)
+        check_options(config)
+        if config.step == "all":  # of one step: when it is done
+            write_json(run / CONFIG, config.resolved())
         pipeline = Pipeline(config)
         registry = Registry.open(run)
         found = False
@@ -58,15 +65,32 @@ def train_distill(config: DistillConfig) -> Path:
                 fix="ssl and ssl_features need --ssl, student needs --student, prepare and patches "
                 "need strips",
             )
+        write_json(run / CONFIG, config.resolved())
     return run
+
+
+def _with_recorded(config: DistillConfig) -> DistillConfig:
+    """The options of one step: those not given are those that the run was made with.
+
+    Else the step would be of another backbone, or another image size, than the steps before it.
+    """
+    path = config.out / CONFIG
+    if config.step == "all" or not path.is_file():
+        return config
+    full = config.completed(read_json(path))
+    before, now = config.resolved(), full.resolved()
+    if taken := [f"{name}={now[name]}" for name in now if now[name] != before[name]]:
+        print(f"options of {path}: {', '.join(taken)}", file=sys.stderr)
+    return full
 
 
 def _perform(registry: Registry, step: Step, force: bool) -> None:
     try:
         registry.perform(step, force=force)
     except KeyboardInterrupt:
+        same = "the same command without --force" if force else "the same command"
         raise Interrupted(
-            f"interrupted in step {step.name}", fix="the same command goes on with it"
+            f"interrupted in step {step.name}", fix=f"{same} goes on with it"
         ) from None
 
 

@@ -74,6 +74,7 @@ class Row:
             compressed.
         improvement: points of accuracy more than the model it is compared with.
         reference: name of that model.
+        mflops: of a chain, backbone and head; millions of floating-point operations per picture.
     """
 
     name: str

@@ -11,6 +11,8 @@ from tk.train.distill.config import DistillConfig
 from tk.train.distill.layout import INFO
 from tk.train.distill.split import Items, read_split
 from tk.train.distill.steps import Step, without_paths
+from tk.train.run.options import validate
+from tk.train.ssl.config import SslConfig
 
 FOLDER, PICTURES = "ssl", "ssl_pictures"
 
@@ -26,22 +28,31 @@ def ssl_step(config: DistillConfig) -> Step:
     settings = ssl_settings(config)
 
     def work() -> None:
-        from tk.train.ssl.config import SslConfig
         from tk.train.ssl.train import train_ssl
 
         link_pictures(read_split(info), run / PICTURES)
-        train_ssl(SslConfig(**settings, threads=config.threads, device=config.device))
+        train_ssl(ssl_config(config))
 
     return Step(
         "ssl",
         f"{config.ssl_algorithm} on the patches, from the weights of the features",
         work,
         without_paths(settings),
-        # Not the file of the backbone: its bytes differ from run to run, its weights do not.
+        # Not the file of the backbone: features.json has the digest of its weights.
         [info, run / "features.json"],
         [backbone_file(run)],
         partial=[run / FOLDER],
     )
+
+
+def ssl_config(config: DistillConfig) -> SslConfig:
+    """The configuration of the training.
+
+    Raises:
+        TkError: values that `tk train ssl` does not take.
+    """
+    more = {"threads": config.threads, "device": config.device, "goes_on": ""}
+    return validate(SslConfig, ssl_settings(config) | more)
 
 
 def ssl_settings(config: DistillConfig) -> dict[str, Any]:

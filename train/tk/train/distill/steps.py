@@ -42,6 +42,7 @@ class Step:
         partial: what a killed run may leave to go on with; removed when the step begins anew.
         cache: what knows by itself whether it still fits; removed when the step is forced, or its
             outputs are damaged.
+        intact: says of outputs what their hashes do not.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Step:
     outputs: Sequence[Path]
     partial: Sequence[Path] = ()
     cache: Sequence[Path] = ()
+    intact: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Registry:
         key = self._key(step)
         entry = self.entries.get(step.name, {})
         same, done = entry.get("key") == key, entry.get("state") == "done"
-        intact = not done or self._intact(entry)
+        intact = not done or (self._intact(entry) and step.intact())
         if same and done and intact and not force:
             print(f"{step.name}: unchanged", file=sys.stderr)
             return False
@@ -149,9 +151,13 @@ class Registry:
     def _check_inputs(self, step: Step) -> None:
         for path in step.inputs:
             if not path.exists():
+                ours = path.is_relative_to(self.folder)
                 raise TkError(
                     f"step {step.name} needs {path}",
-                    fix="run the steps before it: the same command without --step",
+                    found=f"a link to {path.readlink()}" if path.is_symlink() else "nothing there",
+                    fix="run the steps before it: the same command without --step"
+                    if ours
+                    else "put it back, or give the path where it is",
                 )
 
 

@@ -98,6 +98,8 @@ def _prepare(config: DistillConfig, prepared: Path) -> Step:
         options,
         [data / TABLE, data / IMAGES],
         [prepared / INDEX, prepared / "annotations.json"],
+        # The data may have been moved: what the link led to is then gone, or no longer what counts.
+        intact=lambda: (prepared / PICTURES).resolve() == (data / IMAGES).resolve(),
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from tk.train.distill.layout import INFO, MODELS
 from tk.train.distill.results import Predictions
 from tk.train.distill.split import Items, read_split
 from tk.train.distill.steps import Step, without_paths
+from tk.train.run.options import validate
+from tk.train.student.config import StudentConfig
 
 STUDENT, CONTROL = "image_student", "image_student_no_kd"
 """Names of the rows."""
@@ -54,21 +56,11 @@ def _step(config: DistillConfig, crops: Path, folder: Path, seed: int, *, distil
     settings = student_settings(config, seed, distilled=distilled)
 
     def work() -> None:
-        from tk.train.student.config import StudentConfig
         from tk.train.student.train import train_student
 
-        items = read_split(run / INFO)
-        train_student(
-            StudentConfig(
-                **settings,
-                data=crops,
-                out=folder,
-                exclude=other_folders(crops, items.classes),
-                device=config.device,
-                gpus=config.student_gpus,
-                threads=config.threads,
-            )
-        )
+        made = student_config(config, crops, folder, seed, distilled=distilled)
+        others = other_folders(crops, read_split(run / INFO).classes)
+        train_student(made.model_copy(update={"exclude": others}))
 
     read = [run / TEACHER, run / "features.json"] if distilled else []
     read += [config.student_weights] if config.student_weights else []
@@ -81,6 +73,25 @@ def _step(config: DistillConfig, crops: Path, folder: Path, seed: int, *, distil
         outputs=[folder / "results.json", folder / "predictions.npz"],
         partial=[folder],
     )
+
+
+def student_config(
+    config: DistillConfig, crops: Path, folder: Path, seed: int, *, distilled: bool
+) -> StudentConfig:
+    """The configuration of a student that learns all classes in `crops`.
+
+    Raises:
+        TkError: values that `tk train student` does not take.
+    """
+    more = {
+        "data": crops,
+        "out": folder,
+        "device": config.device,
+        "gpus": config.student_gpus,
+        "threads": config.threads,
+        "goes_on": "",
+    }
+    return validate(StudentConfig, student_settings(config, seed, distilled=distilled) | more)
 
 
 def student_settings(config: DistillConfig, seed: int, *, distilled: bool) -> dict[str, Any]:

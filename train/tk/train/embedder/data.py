@@ -122,10 +122,16 @@ def _of_folder(folder: Path, label: int) -> list[CropFile]:
         stem = nfc(path.stem)
         names = [cutouts.get(f"{stem}_cutout"), cutouts.get(stem)]
         names += [masks.get(f"{stem}_mask"), masks.get(stem)]
-        match = _PHOTO.fullmatch(stem)
         mask = next((name for name in names if name is not None), None)
-        found.append(CropFile(path, label, match[1] or match[2] if match else stem, mask))
+        found.append(CropFile(path, label, photo_of(path), mask))
     return found
+
+
+def photo_of(path: Path) -> str:
+    """Name of the photo that a crop was cut from, as its file name has it; else its own stem."""
+    stem = nfc(path.stem)
+    match = _PHOTO.fullmatch(stem)
+    return match[1] or match[2] if match else stem
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

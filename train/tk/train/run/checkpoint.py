@@ -22,7 +22,7 @@ KEYS = ("task", "config", "classes", "image_spec", "crop_spec", "step", "epoch",
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all; equal states give equal bytes.
 
     Args:
         state: the keys of `KEYS` and any others; values are tensors, numbers, strings, None, and
@@ -31,8 +31,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     full = {"format": FORMAT, "version": VERSION, **state}
     _check_plain(full, "state")
     try:
-        with atomic_path(path) as temporary:
-            torch.save(full, temporary)
+        # Given a path, torch would put its name into the archive, and that is another each time.
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save(full, file)
     except RuntimeError as error:  # what torch makes of a write that failed
         if "DataLoader" in str(error):  # raised wherever the main process happens to be
             raise
@@ -40,7 +41,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise EnvironmentLacks(
             f"{path} could not be written{kept}",
             found=f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free on that disk: {error}",
-            fix="make room, then go on with --resume last",
+            fix="make room, then go on: tk train distill with the same command, others with "
+            "--resume last",
         ) from None
 
 

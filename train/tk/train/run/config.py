@@ -97,6 +97,13 @@ class TrainConfig(Options):
     )
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch; 0: its default")
 
+    goes_on: str = Field(
+        "go on with --resume last",
+        exclude=True,
+        json_schema_extra={"hidden": True},
+        description="what to say after Ctrl-C; nothing where a command trains within another",
+    )
+
     use_clearml: bool = Field(False, description="send figures to ClearML too")
     clearml_project: str = Field("tk", description="ClearML project")
     clearml_task_name: str = Field("", description="ClearML task; default: name of the run folder")

@@ -348,7 +348,7 @@ class Trainer:
         if is_main():
             self.folder.mark_interrupted()
         barrier()  # nobody leaves while process 0 still writes
-        self.say(f"interrupted after step {done}; go on with --resume last")
+        self.say("; ".join(filter(None, (f"interrupted after step {done}", self.config.goes_on))))
         raise KeyboardInterrupt
 
     def finished(self, start: int) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
+from tk.runtime.files import sha256_file
 from tk.runtime.images import find_images, read_image
 from tk.runtime.preprocess import Image, fit
 from tk.train.embedder.augment import shrink
 from tk.train.embedder.cache import Budget, Cache
-from tk.train.embedder.data import CropFile, Picture, check_class_sizes, find_crops
+from tk.train.embedder.data import CropFile, Picture, check_class_sizes, find_crops, photo_of
 from tk.train.embedder.split import split_crops
 from tk.train.run.distributed import is_main
 from tk.train.student.config import StudentConfig
@@ -119,19 +122,47 @@ def _unlabelled(
     folders: Sequence[Path], held: Sequence[CropFile], labelled: Sequence[CropFile]
 ) -> list[CropFile]:
     """Pictures to learn from without labels: none twice, and none that the run is judged by."""
-    judged, known = ({crop.path.resolve() for crop in crops} for crops in (held, labelled))
-    seen: set[Path] = set()
-    found, left = [], 0
+    is_held, photos = _copies_of(held), {crop.group for crop in held}
+    seen = {crop.path.resolve() for crop in labelled}
+    found, copies, alike = [], 0, 0
     for folder in folders:
         for path in find_images(folder):
-            real = path.resolve()
-            left += real in judged
-            if not (real in judged or real in known or real in seen):
+            if (real := path.resolve()) in seen:
+                continue
+            if is_held(real):
+                copies += 1
+            elif photo_of(path) in photos:
+                alike += 1
+            else:
                 seen.add(real)
                 found.append(CropFile(path, UNLABELLED, path.stem))
-    if left and is_main():
-        print(f"{left} pictures without labels are crops of val or test: left out", file=sys.stderr)
+    if (copies or alike) and is_main():
+        print(
+            f"pictures without labels left out: {copies} are crops of val or test, {alike} are "
+            "named like crops of the same photos",
+            file=sys.stderr,
+        )
     return found
+
+
+def _copies_of(crops: Sequence[CropFile]) -> Callable[[Path], bool]:
+    """Say of a file whether it holds the bytes of one of these; only equal sizes are read."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for crop in crops:
+        by_size[crop.path.stat().st_size].append(crop.path)
+
+    @functools.cache
+    def digests(size: int) -> set[str]:
+        return {sha256_file(path) for path in by_size[size]}
+
+    def is_copy(path: Path) -> bool:
+        try:
+            size = path.stat().st_size
+            return size in by_size and sha256_file(path) in digests(size)
+        except OSError:  # it will be left out as a picture that cannot be read
+            return False
+
+    return is_copy
 
 
 def _bytes(image: Image) -> int:

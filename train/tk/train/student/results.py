@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tk.runtime.files import read_json, sha256_file, write_bytes, write_json
 from tk.runtime.metrics.classification import confusion_matrix
-from tk.train.classifier.cost import multiply_adds
+from tk.train.classifier.cost import head_multiply_adds, multiply_adds
 from tk.train.classifier.heads import count_parameters
 from tk.train.embedder.figures import class_figures
 from tk.train.run.checkpoint import load_checkpoint, result_weights
@@ -70,12 +70,13 @@ def _made_from(folder: RunFolder) -> str:
 
 def _sizes(task: StudentTask) -> dict[str, Any]:
     config = task.config
+    macs = multiply_adds(task.model.encoder) + head_multiply_adds(task.model.head)
     return {
         "model_id": config.model_id,
         "img_size": config.img_size,
         "classes": list(task.classes),
         "parameters": count_parameters(task.model),
-        "mmacs": multiply_adds(task.model.encoder) / 1e6,
+        "mmacs": macs / 1e6,
         "seed": config.seed,
         "distilled": config.distils(),
     }

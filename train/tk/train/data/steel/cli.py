@@ -102,7 +102,7 @@ def patches(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of those.")] = 0,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Pictures OUT/<image>_extraction.jpg to draw.")
+        int, typer.Option(min=0, help="Pictures OUT/.extraction/<image>_extraction.jpg to draw.")
     ] = 8,
     workers: Workers = 1,
     overwrite: Overwrite = False,

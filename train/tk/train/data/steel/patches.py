@@ -27,6 +27,9 @@ from tk.train.data.steel.windows import choose_defects, square_window
 
 PATCH_INDEX = "patches.json"
 
+DRAWN = ".extraction"
+"""Folder of the pictures of what was cut: hidden, so that nothing takes them for patches."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -107,7 +110,8 @@ def cut_patches(
         max_per_image: patches of one image at most, the largest of each class in turn.
         background: patches of images without a defect, a class of their own; 0 for none.
         seed: of the choice of those.
-        pictures: how many extraction pictures to draw, `<image>_extraction.jpg`; 0 for none.
+        pictures: how many extraction pictures to draw, `.extraction/<image>_extraction.jpg`; 0 for
+            none.
         workers: processes; they do not change what is written.
         overwrite: replace `out` where it exists and is not empty.
 
@@ -247,7 +251,9 @@ def _cut_image(source: Path, out: Path, target: int, item: _Item) -> _Done:
         picture = draw_extraction(image, [(c.folder, c.box, c.window) for c in cuts], patches)
         stem = Path(name).stem
         _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        (out / f"{stem}_extraction.jpg").write_bytes(data.tobytes())
+        path = out / DRAWN / f"{stem}_extraction.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data.tobytes())
     return _Done(name, tuple(rows))
 
 

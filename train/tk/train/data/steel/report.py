@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tk.train.data.steel.layout import class_label
-from tk.train.data.steel.patches import PatchSummary
+from tk.train.data.steel.patches import DRAWN, PatchSummary
 from tk.train.data.steel.prepare import PrepareSummary
 
 _UNEVEN = 3
@@ -54,5 +54,7 @@ def patch_lines(out: Path, summary: PatchSummary) -> list[str]:
     if summary.unreadable:
         lines.append(f"  {len(summary.unreadable)} images unreadable, left out")
         lines += [f"  {why}" for why in list(summary.unreadable.values())[:3]]
+    if (out / DRAWN).is_dir():
+        lines.append(f"  pictures of what was cut: {out / DRAWN}")
     lines.append(f"next: tk train embedder --data {out} --out RUN")
     return lines

@@ -35,8 +35,9 @@ def export_backbone(path: Path, backbone: Backbone, shape: dict[str, Any], about
     state = {
         name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        torch.save({"model": state, "metadata": json.loads(json.dumps(metadata))}, temporary)
+    # Given a path, torch would put its name into the archive, and that is another each time.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"model": state, "metadata": json.loads(json.dumps(metadata))}, file)
     write_json(path.with_suffix(path.suffix + ".json"), metadata)
 
 
