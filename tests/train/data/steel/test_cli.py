@@ -23,7 +23,7 @@ def test_chain__from_strips_to_patches(tmp_path: Path) -> None:
     assert done.returncode == 0 and "8 strips" in done.stdout, done.stderr
     done = tk(tmp_path, "severstal steel boxes --min_contour_area 20 --pictures 2")
     assert done.returncode == 0 and "3 scratch" in done.stdout, done.stderr
-    assert (tmp_path / "boxes" / "images" / "strip_00000.jpg").is_file()
+    assert (tmp_path / "boxes" / "images" / "strip_1_00000.jpg").is_file()
     done = tk(tmp_path, "patches boxes patches --target 64 --background 2 --workers 2")
     assert done.returncode == 0 and "no_defect" in done.stdout, done.stderr
     assert "tk train embedder --data patches" in done.stdout

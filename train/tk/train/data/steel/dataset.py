@@ -68,7 +68,7 @@ def write_steel_dataset(
 
 def _write_strip(folder: Path, seed: int, balanced: bool, index: int) -> Rows:
     strip = render_strip(seed, index, balanced=balanced)
-    name = f"strip_{index:05d}.jpg"
+    name = f"strip_{seed}_{index:05d}.jpg"  # of another seed is another strip: so is its name
     (folder / name).write_bytes(strip.jpeg)
     masks = sorted(strip.masks.items())
     return [(name, kind, encode_column_runs(mask)) for kind, mask in masks if mask.any()]
