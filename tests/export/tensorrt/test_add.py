@@ -247,6 +247,25 @@ def test_cli__builds_and_tells(
     assert stopped.value.code == 2 and "unknown precision" in capsys.readouterr().err
 
 
+def test_cli__every_option_reaches_the_builder(
+    make: Make, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make("11.4")
+    options = ["--opt-batch", "4", "--hardware", "ampere", "--version-compatible", "--level", "5"]
+    options += ["--tf32", "--timing-cache", str(tmp_path / "timings"), "--workspace", "7"]
+    monkeypatch.setattr(sys, "argv", ["tk", "plan", str(bundle), "--precision", "fp16", *options])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli()
+    assert not stopped.value.code
+    config, trt = world.config, world.trt
+    assert world.fake.called("set_shape") == [("image", (1, 4), (4, 4), (16, 4))]
+    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"} <= config.set_flags
+    assert config.builder_optimization_level == 5 and not world.fake.called("clear_flag")
+    assert world.fake.called("set_memory_pool_limit")[0][1] == 7 << 20
+    assert list((tmp_path / "timings").iterdir())
+
+
 def test_cli__needs_no_pytorch(bundle: Path) -> None:
     code = (
         "import sys\n"

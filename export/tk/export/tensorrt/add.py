@@ -101,7 +101,11 @@ def _build(
     part = bundle.manifest.parts[graph.part]
     source, keep = _source(bundle, graph, precision)
     own = replace(
-        options, precision=precision, max_batch=part.max_batch, keep=keep, opt_batch=0, min_batch=1
+        options,
+        precision=precision,
+        max_batch=part.max_batch,
+        keep=keep,
+        opt_batch=min(options.opt_batch, part.max_batch),
     )
     plan = build_plan(bundle.path / source, part, graph.part, own, bundle.manifest.source)
     return plan.data, plan.artifact

@@ -24,7 +24,7 @@ from tk.runtime.backends.tensorrt.dtypes import has_type
 from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.backends.tensorrt.log import Log
 from tk.runtime.errors import EnvironmentLacks, TkError
-from tk.runtime.files import sha256_file, write_bytes
+from tk.runtime.files import sha256_file
 from tk.runtime.manifest import Artifact, Part, TensorSpec
 from tk.runtime.progress import progress
 
@@ -47,10 +47,6 @@ class Plan:
     data: bytes
     artifact: Artifact
     warnings: list[str] = field(default_factory=list)
-
-    def write(self, bundle: Path) -> None:
-        """Write the plan into a bundle's folder: whole or not at all."""
-        write_bytes(bundle / self.artifact.file, self.data)
 
 
 def plan_file(part: str, precision: str, version: str, gpu: Gpu) -> str:
@@ -102,7 +98,7 @@ def build_plan(
         "graph": graph.name,
         "graph_sha256": sha256_file(graph),
         "typing": typing,
-        "batch": [options.min_batch, options.optimum, options.max_batch],
+        "batch": [1, options.optimum, options.max_batch],
         "level": options.level,
         "hardware": options.hardware,
         "version_compatible": options.version_compatible,
@@ -238,7 +234,7 @@ def _shapes(spec: TensorSpec, part: Part, options: BuildOptions) -> list[tuple[i
     Raises:
         TkError: a free axis that is not the batch has no limit.
     """
-    ranges = {part.batch_axis: (options.min_batch, options.optimum, options.max_batch)}
+    ranges = {part.batch_axis: (1, options.optimum, options.max_batch)}
     ranges |= {axis: (1, min(USUAL, most), most) for axis, most in part.limits.items()}
     if unknown := [axis for axis in spec.shape if isinstance(axis, str) and axis not in ranges]:
         raise TkError(

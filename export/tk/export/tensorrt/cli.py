@@ -26,8 +26,37 @@ def plan(
     workspace: Annotated[
         int, typer.Option(min=0, help="GPU memory of one layer, MiB; 0 leaves it to TensorRT.")
     ] = 0,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps timings of kernels between builds.")
+    opt_batch: Annotated[
+        int, typer.Option(min=0, help="Rows that kernels are chosen for; 0: the largest batch.")
+    ] = 0,
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="A plan for `none` but this GPU, the `same` compute capability, or `ampere` and "
+            "newer."
+        ),
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="For the tensorrt_lean of this version, beside a newer one.",
+        ),
+    ] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="float32 layers may multiply in TF32; then it is proved.")
+    ] = False,
+    own_tactics: Annotated[
+        bool, typer.Option("--own-tactics", help="8.6: do without cuDNN and cuBLAS.")
+    ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--timing-cache",
+            "--cache",
+            metavar="DIR",
+            help="Folder that keeps timings of kernels between builds: they get shorter.",
+        ),
     ] = None,
 ) -> None:
     """Build TensorRT plans from the graphs of a bundle, and prove them. No PyTorch needed.
@@ -46,7 +75,17 @@ def plan(
     names = [name.strip() for name in precision.split(",") if name.strip()]
     for name in names:
         check_names("auto", name)
-    options = BuildOptions(level=level, workspace=workspace << 20, cache=cache)
+    options = BuildOptions(
+        level=level,
+        workspace=workspace << 20,
+        opt_batch=opt_batch,
+        max_batch=max(1, opt_batch),  # each part has its own
+        hardware=hardware,
+        version_compatible=version_compatible,
+        tf32=tf32,
+        own_tactics=own_tactics,
+        cache=timing_cache,
+    )
     added = add_plans(bundle, names, options)
     for file in added.files:
         print(f"{bundle}/{file}: {(bundle / file).stat().st_size / 1e6:.1f} MB")

@@ -18,8 +18,8 @@ class BuildOptions:
 
     Attributes:
         precision: of the plan; a plan of another one is an error.
-        min_batch, opt_batch, max_batch: sizes of the free axes; tactics are timed at `opt_batch`
-            (0: the largest), answers are proved at all three.
+        opt_batch, max_batch: a plan takes 1 to `max_batch` rows; tactics are timed at `opt_batch`
+            (0: the largest).
         keep: names of graph nodes that stay in float32. Where types are strong (10 and 11) the
             graph itself says so, and this must be empty.
         workspace: most GPU memory that one layer may work in, bytes; 0 leaves it to TensorRT.
@@ -32,7 +32,6 @@ class BuildOptions:
     """
 
     precision: str = "fp32"
-    min_batch: int = 1
     opt_batch: int = 0
     max_batch: int = 1
     keep: tuple[str, ...] = ()
@@ -47,11 +46,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise TkError(f"unknown precision {self.precision!r}", expected=", ".join(PRECISIONS))
-        if not 1 <= self.min_batch <= self.optimum <= self.max_batch:
+        if not 1 <= self.optimum <= self.max_batch:
             raise TkError(
-                "batch sizes of a plan must grow",
-                expected="1 <= min <= opt <= max",
-                found=f"{self.min_batch}, {self.optimum}, {self.max_batch}",
+                "tactics are timed at a batch that the plan never sees",
+                expected=f"1 to {self.max_batch}",
+                found=str(self.optimum),
             )
         if self.level not in LEVELS:
             raise TkError(f"optimization level {self.level} does not exist", expected="0 to 5")
