@@ -187,9 +187,7 @@ def quantised(model: onnx.ModelProto, rules: Rules = DEFAULT, keep: tuple[str, .
         (Rules(stems=True), (), {"stem", "middle", "left", "right"}),
         (Rules(heads=True), (), {"middle", "left", "right", "head"}),
         (DEFAULT, ("left", "relu"), {"middle", "right"}),
-        (Rules(attention=True), (), {"middle", "left", "right", "attention", "mix"}),
-        (Rules(residual=True), (), {"middle", "left", "right", "residual"}),
-        (Rules(residual=True), ("middle",), {"left", "right"}),
+        (DEFAULT, ("middle",), {"left", "right"}),
     ],
 )
 def test_plan_sites__rules_and_keep(

@@ -84,14 +84,14 @@ class QuantizeMaker:
         self.reasons = {}
         self.model = model
         self.ranges: dict[str, tuple[float, float]] = {}
-        if any(site.weight for site in plan_sites(model)):
+        if plan_sites(model):
             channels = calibrate_channels(model, feeds, smoothable(model))
             self.model = smooth(model, channels)
             self.ranges = calibrate(self.model, feeds, activations(self.model), method)
 
     def build(self, keep: frozenset[str]) -> onnx.ModelProto | None:
         """See `Maker`."""
-        if not any(site.weight for site in plan_sites(self.model, keep)):
+        if not plan_sites(self.model, keep):
             return None
         return quantize_graph(self.model, self.ranges, keep)
 

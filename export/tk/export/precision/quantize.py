@@ -53,7 +53,7 @@ def quantize_graph(
         CheckFailed: nothing is left to quantise, or the graph does not pass the ONNX checker.
     """
     sites = {site.index: site for site in plan_sites(model, keep, rules)}
-    if not any(site.weight for site in sites.values()):
+    if not sites:
         raise CheckFailed("no node of the graph is left to be int8", fix="keep fewer in float")
     read = set(read_by(model.graph, sites.values()))
     outputs = conv_outputs(model.graph, sites.values()) if rules.conv_outputs else {}
@@ -139,11 +139,8 @@ class _Writer:
         for position, name in enumerate(node.input):
             copy.input[position] = self.replaced.get(name, name)
         if site is not None:
-            for position in site.activations:
-                copy.input[position] = self.pairs[node.input[position]]
-            if site.weight is not None:
-                scale = self.scales[node.input[site.activations[0]]]
-                copy.input[1] = self.weight(site.weight, scale)
+            copy.input[0] = self.pairs[node.input[0]]
+            copy.input[1] = self.weight(site.weight, self.scales[node.input[0]])
         if site is not None and node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
             self.split(copy)
         else:
@@ -158,7 +155,7 @@ class _Writer:
 
     def merged(self, nodes: list[onnx.NodeProto], sites: list[Site]) -> None:
         """One MatMul for all that read one value, and a Split of what it gives."""
-        arrays = [self.array(site.weight.name) for site in sites if site.weight]
+        arrays = [self.array(site.weight.name) for site in sites]
         name = nodes[0].input[1] + "_merged"
         weight = self.stored(name, np.concatenate(arrays, axis=1), 1)
         product = self.add("MatMul", [self.pairs[nodes[0].input[0]], weight], f"{name}_product")

@@ -19,10 +19,9 @@ OPSETS = range(13, 19)
 class Rules:
     """What is quantised besides, or left out of, Conv, Gemm and MatMul with constant weights.
 
+    Products of two activations (attention) gain little and lose most: they stay in float.
+
     Attributes:
-        attention: products of two activations too (scores and their sums). They gain little and
-            lose most, so they stay in float by default.
-        residual: both sides of an `Add` that follows a quantised node.
         heads: the last weighted nodes before the outputs (scores, boxes, embeddings) too: their
             error is not averaged by anything after them.
         stems: the first weighted nodes after the inputs too. They see pixels, cost little and, in
@@ -32,8 +31,6 @@ class Rules:
             the same numbers, and ONNX Runtime has no int8 kernel for a Conv without.
     """
 
-    attention: bool = False
-    residual: bool = False
     heads: bool = False
     stems: bool = False
     conv_outputs: bool = True
@@ -59,17 +56,15 @@ class Weight:
 
 @dataclass(frozen=True)
 class Site:
-    """One node that becomes int8.
+    """One node that becomes int8: its first input carries a scale, its second is constant.
 
     Attributes:
         index: of the node in the graph.
-        activations: positions of its inputs that carry a scale.
-        weight: at position 1, or None.
+        weight: the second input.
     """
 
     index: int
-    activations: tuple[int, ...]
-    weight: Weight | None
+    weight: Weight
 
 
 def plan_sites(
@@ -101,16 +96,13 @@ def plan_sites(
     sites = [
         site
         for index, node in enumerate(graph.node)
-        if (site := _site(index, node, weights, depends, rules)) is not None
+        if (site := _site(index, node, weights, depends)) is not None
     ]
-    weighted = {site.index for site in sites if site.weight is not None}
+    weighted = {site.index for site in sites}
     left = {index for index, node in enumerate(graph.node) if node.name in set(keep)}
     left |= set() if rules.heads else _ends(graph, weighted, forward=False)
     left |= set() if rules.stems else _ends(graph, weighted, forward=True)
-    sites = [site for site in sites if site.index not in left]
-    if rules.residual:
-        sites = sorted(sites + _residuals(graph, sites, depends, left), key=lambda s: s.index)
-    return sites
+    return [site for site in sites if site.index not in left]
 
 
 def activations(
@@ -126,13 +118,7 @@ def activations(
 
 def read_by(graph: onnx.GraphProto, sites: Iterable[Site]) -> list[str]:
     """Values that the sites read through a Q/DQ pair, each once, in order of first use."""
-    return list(
-        dict.fromkeys(
-            graph.node[site.index].input[position]
-            for site in sites
-            for position in site.activations
-        )
-    )
+    return list(dict.fromkeys(graph.node[site.index].input[0] for site in sites))
 
 
 def conv_outputs(graph: onnx.GraphProto, sites: Iterable[Site]) -> dict[str, str]:
@@ -165,7 +151,7 @@ def siblings(graph: onnx.GraphProto, sites: Iterable[Site]) -> dict[int, list[in
     groups: dict[str, list[int]] = {}
     for site in sites:
         node = graph.node[site.index]
-        if node.op_type == "MatMul" and site.weight is not None:
+        if node.op_type == "MatMul":
             groups.setdefault(node.input[0], []).append(site.index)
     return {index: group for group in groups.values() if len(group) > 1 for index in group}
 
@@ -175,22 +161,17 @@ def _site(
     node: onnx.NodeProto,
     weights: dict[str, onnx.TensorProto],
     depends: dict[str, Depends],
-    rules: Rules,
 ) -> Site | None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     if depends.get(node.input[0]) is not Depends.CONTENT:
         return None
     weight = weights.get(node.input[1])
-    if weight is None:
-        both = depends.get(node.input[1]) is Depends.CONTENT
-        product = node.op_type == "MatMul" and both and rules.attention
-        return Site(index, (0, 1), None) if product else None
-    axis = _channel_axis(node, weight)
-    if axis is None:
+    axis = None if weight is None else _channel_axis(node, weight)
+    if weight is None or axis is None:
         return None
     bias = node.input[2] if len(node.input) > 2 and node.input[2] in weights else ""
-    return Site(index, (0,), Weight(weight.name, axis, bias))
+    return Site(index, Weight(weight.name, axis, bias))
 
 
 def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int | None:
@@ -218,21 +199,4 @@ def _ends(graph: onnx.GraphProto, sites: set[int], *, forward: bool) -> set[int]
             found.add(index)
         if behind or index in sites:
             passed.update(name for name in others if name)
-    return found
-
-
-def _residuals(
-    graph: onnx.GraphProto, sites: list[Site], depends: dict[str, Depends], left: set[int]
-) -> list[Site]:
-    """Sums of two activations where one comes straight from a site, or from its bias."""
-    near = {graph.node[site.index].output[0] for site in sites}
-    found = []
-    for index, node in enumerate(graph.node):
-        if node.op_type != "Add":
-            continue
-        if not all(depends.get(name) is Depends.CONTENT for name in node.input):
-            if any(name in near for name in node.input):
-                near.add(node.output[0])
-        elif index not in left and any(name in near for name in node.input):
-            found.append(Site(index, (0, 1), None))
     return found

@@ -114,7 +114,7 @@ def _reader(
     ends: set[str],
 ) -> Reader | None:
     node = graph.node[index]
-    if site is None or site.weight is None or node.op_type not in ("MatMul", "Gemm"):
+    if site is None or node.op_type not in ("MatMul", "Gemm"):
         return None
     bias = index if node.op_type == "Gemm" and site.weight.bias else None
     after = reading.get(node.output[0], [])
