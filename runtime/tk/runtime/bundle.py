@@ -26,7 +26,7 @@ from tk.runtime.choice import (
 )
 from tk.runtime.devices import Device
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
-from tk.runtime.files import read_json, sha256_file
+from tk.runtime.files import read_json, sha256_file, what_is_there
 from tk.runtime.manifest import Artifact, Manifest, manifest_from_json
 
 MANIFEST, PARITY, PROBE = "manifest.json", "parity.json", "probe.npz"
@@ -62,7 +62,7 @@ class Bundle:
             raise TkError(
                 f"{path} is not a bundle",
                 expected=f"a folder with {MANIFEST}, as `tk export` writes it",
-                found=_what_is_there(path),
+                found=what_is_there(path),
                 fix=f"tk export CHECKPOINT {path} --images DIR",
             )
         manifest = manifest_from_json(read_json(path / MANIFEST), path.name)
@@ -211,12 +211,3 @@ def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
 
 def _verdicts(parity: Any) -> dict[tuple[str, str], bool]:
     return {(row["file"], row["backend"]): bool(row["passed"]) for row in parity["verdicts"]}
-
-
-def _what_is_there(path: Path) -> str:
-    if not path.exists():
-        return "no such folder"
-    if path.is_file():
-        return "a file"
-    names = sorted(child.name for child in path.iterdir())
-    return "a folder with " + (", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "nothing")
