@@ -93,7 +93,7 @@ def test_atomic_folder__a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: 
 def test_refuse_inputs__what_would_be_replaced(out: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    inputs = {"SOURCE": Path("nobody/this-model"), "--truth": None, "--images": tmp_path / "data"}
+    inputs = {"--truth": None, "--images": tmp_path / "data"}
     if not words:
         return refuse_inputs(tmp_path / out, inputs)
     with pytest.raises(TkError, match=words) as caught:

@@ -140,7 +140,7 @@ def refuse_inputs(out: Path, inputs: Mapping[str, Path | None], *, inside: bool 
 
     Args:
         out: the folder to make, or to replace.
-        inputs: name for a person -> what is read; those that are None or do not exist pass.
+        inputs: name for a person -> what is read; None is nothing.
         inside: also refuse an output folder that lies in an input.
 
     Raises:
@@ -148,7 +148,7 @@ def refuse_inputs(out: Path, inputs: Mapping[str, Path | None], *, inside: bool 
     """
     place = out.resolve()
     for name, path in inputs.items():
-        if path is None or not path.exists():
+        if path is None:
             continue
         if path.resolve().is_relative_to(place):
             touch = "holds"
