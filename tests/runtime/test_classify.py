@@ -123,8 +123,12 @@ def test_classify__results_of_an_earlier_run_stay(
     assert not (tmp_path / "out" / "pictures" / "002_blue_teal.jpg").exists()
     # Somebody's own folder is not replaced.
     (tmp_path / "mine" / "pictures").mkdir(parents=True)
+    (tmp_path / "mine" / "pictures" / "one.jpg").touch()
     with pytest.raises(TkError, match="already holds pictures"):
         run(pictures, tmp_path / "mine", tiny_world)
+    with pytest.raises(TkError, match="holds pictures of something else"):
+        run(pictures, tmp_path / "mine", tiny_world, "--overwrite")
+    assert (tmp_path / "mine" / "pictures" / "one.jpg").exists()
 
 
 def test_classify__overwrite_removes_nothing_before_it_can_replace_it(
