@@ -315,6 +315,10 @@ def test_leftovers__of_a_killed_export_go_and_an_old_bundle_comes_back(tmp_path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.fp32.onnx").write_text(name)
     existing.clear_leftovers(tmp_path / "b")
+    (tmp_path / "current").symlink_to("b")
+    (tmp_path / ".b.abcdefgh.tmp").mkdir()
+    existing.clear_leftovers(tmp_path / "current")
+    (tmp_path / "current").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {
         "b",
         ".b.short.tmp",

@@ -29,8 +29,10 @@ def test_atomic_folder__success_replaces_and_leaves_nothing_behind(tmp_path: Pat
             (new / text).write_text(text)
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    with pytest.raises(TkError, match="exists already"), atomic_folder(tmp_path / "b"):
-        pass
+    for own, helps in (("two", True), ("one", False), ("", False)):
+        with pytest.raises(TkError, match="exists already") as caught:
+            refuse_existing(tmp_path / "b", overwrite=False, own=own)
+        assert ("--overwrite" in caught.value.fix) is helps
 
 
 @pytest.mark.parametrize("own", ["", "results.json", "*/results.json"])

@@ -98,15 +98,16 @@ class Existing:
         write_json(folder / MANIFEST, replace(manifest, artifacts=artifacts, files=files).to_json())
 
 
-def open_existing(out: Path, request: Request) -> Existing | None:
-    """The bundle to add to; None where there is nothing.
+def open_existing(out: Path, request: Request, *, overwrite: bool = False) -> Existing | None:
+    """The bundle to add to; None where there is nothing, or a bundle to be replaced.
 
     Raises:
         TkError: there is something else, or a bundle that has all that is asked for.
         CheckFailed: a bundle whose files were changed.
     """
-    if not (out / MANIFEST).is_file():
-        refuse_existing(out, overwrite=False)
+    there = (out / MANIFEST).is_file()
+    refuse_existing(out, overwrite=overwrite or there, own=MANIFEST)
+    if overwrite or not there:
         return None
     old = Existing(Bundle.open(out))
     if request.plans:
@@ -137,6 +138,7 @@ def clear_leftovers(out: Path) -> None:
 
     A bundle that was being replaced in that very moment comes back.
     """
+    out = out.resolve()  # where `atomic_folder` works
     pattern = re.compile(re.escape(f".{out.name}.") + r"[a-z0-9_]{8}\.(tmp|old)")
     found = [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]
     for path in sorted(found):

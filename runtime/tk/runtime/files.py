@@ -121,12 +121,11 @@ def refuse_existing(path: Path, *, overwrite: bool, own: str = "") -> None:
         raise TkError(f"{path} is a file", expected="a folder", fix="choose another name")
     if not place.exists() or not any(place.iterdir()):
         return
+    known = bool(own) and any(place.glob(own))
     if not overwrite:
-        raise TkError(
-            f"{path} exists already",
-            fix="choose another folder, or add --overwrite to replace it",
-        )
-    if not (own and any(place.glob(own))):
+        more = ", or add --overwrite to replace it" if known else ""
+        raise TkError(f"{path} exists already", fix=f"choose another folder{more}")
+    if not known:
         raise TkError(
             f"{path} is not replaced: this command did not make it",
             expected=f"an empty folder, or one with {own}" if own else "an empty folder",
