@@ -220,7 +220,7 @@ def test_classify__bad_input(pictures: Path, tmp_path: Path, tiny_world: Path) -
 
 def test_classifier__a_head_alone_cannot_see(tmp_path: Path, tiny_world: Path) -> None:
     bundle = shutil.copytree(tiny_world / "bundles" / "classifier", tmp_path / "head")
-    manifest = manifest_from_json(read_json(bundle / MANIFEST), "head")
+    manifest = manifest_from_json(read_json(bundle / MANIFEST), bundle)
     part = manifest.parts["model"]
     feature = replace(part, inputs=(TensorSpec("feature", "float32", ("B", 8)),))
     write_json(bundle / MANIFEST, replace(manifest, parts={"model": feature}).to_json())

@@ -65,7 +65,7 @@ class Bundle:
                 found=what_is_there(path),
                 fix=f"tk export CHECKPOINT {path} --images DIR",
             )
-        manifest = manifest_from_json(read_json(path / MANIFEST), path.name)
+        manifest = manifest_from_json(read_json(path / MANIFEST), path)
         if task is not None and manifest.task != task:
             raise TkError(f"bundle {path} is for another task", expected=task, found=manifest.task)
         for problem in damaged_files(path, manifest):
@@ -124,7 +124,7 @@ class Bundle:
         wish = wish_of_part(asked, part, self.manifest.artifacts)
         proved = [pair for pair in pairs if pair.passed and wish.allows(pair)]
         if not proved:
-            raise nothing_proved(self.path.name, part, wish, pairs)
+            raise nothing_proved(self.path, part, wish, pairs)
         refused: dict[int, str] = {}
         for place, pair in enumerate(proved):
             if reason := pair.refusal(wish.device):
