@@ -147,6 +147,13 @@ def _parity_json(product: Product, pictures: Pictures, request: Request) -> dict
     report: dict[str, Any] = {
         "reference": "float32 PyTorch, eager, CPU",
         "images": len(pictures.gate),
+        "exports": [
+            {
+                "precisions": sorted({file.artifact.precision for file in product.files}),
+                "images": len(pictures.gate),
+                "versions": library_versions(),
+            }
+        ],
         **({"note": pictures.note} if pictures.note else {}),
         "broken_images": list(pictures.broken),
         "verdicts": [
@@ -202,7 +209,7 @@ def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str
         classes=model.classes,
         settings=model.settings,
         source=source,
-        versions=_versions(),
+        versions=library_versions(),
         licence=model.licence,
         artifacts=tuple(artifacts),
         files=files,
@@ -223,7 +230,8 @@ def identity(checkpoint: Path) -> dict[str, Any]:
     return {"file": checkpoint.name, "sha256": whole, "files": hashes}
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """What is installed of the libraries that an export depends on."""
     found = {}
     for name in LIBRARIES:
         try:

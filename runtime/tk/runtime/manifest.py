@@ -107,7 +107,7 @@ class Manifest:
         classes: what the model's class axis means; empty when it has none.
         settings: numbers that belong to the model (default thresholds, mask frame, …).
         source: where it came from: checkpoint name, SHA-256, parameters, training step.
-        versions: library versions at export.
+        versions: library versions at the last export; `parity.json` has those of each.
         licence: of the weights, as far as known.
         artifacts: files that can be run.
         files: SHA-256 of every other file of the bundle.
