@@ -218,7 +218,7 @@ def add_artifact(
         row = {"file": artifact.file, "backend": backend, "passed": passed}
         parity["verdicts"].append(row)
     write_json(folder / PARITY, parity)
-    manifest = manifest_from_json(read_json(folder / MANIFEST), folder.name)
+    manifest = manifest_from_json(read_json(folder / MANIFEST), folder)
     added = replace(artifact, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     artifacts = [*manifest.artifacts, added]
     files = {name: sha256_file(folder / name) for name in manifest.files}

@@ -76,7 +76,7 @@ def test_doctor__names_python_back_end_and_packages() -> None:
         (("annotate", "a", "b", "--gallery", "g", "--nms-iou", "7"), 2, ("7",)),
         (("annotate", "a", "b", "--gallery", "g"), 2, ("no detector given", "--bundles")),
         (("verify", "nowhere"), 2, ("nowhere is not a bundle", "fix:")),
-        (("export", "nowhere", "x", "--images", "."), 2, ("nowhere", "does not exist")),
+        (("export", "nowhere", "x", "--images", "in"), 2, ("nowhere", "does not exist")),
         (("report", "nowhere"), 2, ("nowhere",)),
         (("gallery", "build", "nowhere", "x", "--embedder", "e"), 2, ("e is not a bundle",)),
         (("data", "synth", "x", "--size", "17"), 2, ("17",)),

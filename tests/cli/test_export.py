@@ -22,7 +22,8 @@ def tk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFi
     """Run a command where the sources `mlp` and `cancelling` exist; exit code, output, errors."""
 
     def open_source(source: str, max_batch: int, **_: Any) -> Any:
-        return small_model({"mlp": Mlp, "cancelling": Cancelling}[source](), tmp_path)
+        kind = {"mlp": Mlp, "cancelling": Cancelling}[Path(source).name]
+        return small_model(kind(), tmp_path)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tk", *map(str, arguments)])
@@ -134,3 +135,79 @@ def test_export__a_bundle_is_no_source(tmp_path: Path, images: Path) -> None:
     done = real("export", tmp_path / "b", tmp_path / "new", "--images", images, "--to", "onnx")
     assert done.returncode == 2
     assert "is a bundle already" in done.stderr and f"tk plan {tmp_path / 'b'}" in done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("mlp", "holds the input SOURCE"),
+        (".", "holds the input SOURCE"),
+        ("photos", "holds the input --images"),
+        ("backbone", "holds the input --backbone"),
+        ("mine", "this command did not make it"),
+    ],
+)
+@pytest.mark.parametrize("mark", [True, False])
+def test_export__overwrite_removes_no_input(
+    out: str, words: str, mark: bool, tk: Tk, tmp_path: Path
+) -> None:
+    for file in ("mlp/checkpoint_best.pth", "backbone/backbone.pth", "mine/notes.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    write_images(tmp_path / "photos", 3)
+    if mark and out != "mine":  # whatever else is there
+        (tmp_path / out).mkdir(exist_ok=True)
+        (tmp_path / out / "manifest.json").write_text("{}")
+    before = contents(tmp_path)
+    code, _, err = tk(
+        *("export", tmp_path / "mlp", tmp_path / out, "--images", tmp_path / "photos"),
+        *("--backbone", tmp_path / "backbone" / "backbone.pth", "--overwrite"),
+    )
+    assert code == 2 and words in err and "Traceback" not in err
+    assert contents(tmp_path) == before
+
+
+def test_export__overwrite_replaces_bundles_and_empty_folders(
+    tk: Tk, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b").mkdir()
+    for _ in range(2):
+        code, _, err = tk("export", "mlp", tmp_path / "b", "--images", images, "--overwrite")
+        assert code == 0, err
+        assert precisions(tmp_path / "b") == ["fp32"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text('{"schema": 0}')
+    assert tk("export", "mlp", tmp_path / "broken", "--images", images, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("out", [".", "..", "../b"])
+def test_export__into_the_folder_one_stands_in(
+    out: str, tk: Tk, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "b"
+    assert tk("export", "mlp", bundle, "--images", images)[0] == 0
+    before = contents(bundle)
+    monkeypatch.chdir(bundle)
+    for option in ((), ("--overwrite",)):
+        code, _, err = tk("export", "mlp", out, "--images", images, "--precision", "fp16", *option)
+        assert code == 2 and "works in it" in err
+        assert "answers of PyTorch" not in err and "Traceback" not in err
+    assert contents(bundle) == before
+
+
+def test_export__a_link_stays_a_link(tk: Tk, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "cur").symlink_to("v1")
+    for precision in ("fp32", "fp16"):
+        wanted = ("export", "mlp", tmp_path / "cur", "--images", images, "--precision", precision)
+        code, _, err = tk(*wanted)
+        assert code == 0, err
+    assert (tmp_path / "cur").is_symlink() and precisions(tmp_path / "v1") == ["fp16", "fp32"]
+    assert {path.name for path in tmp_path.iterdir()} == {"cur", "v1", "net.pth", ".v1.lock"}

@@ -214,7 +214,7 @@ def test_chain__a_bundle_of_an_older_tk(
     (folder / "manifest.json").write_text('{"schema": 0, "task": "detector"}')
     assert _tk(*_words(world, tmp_path / "out", "--detector", folder)) == 2
     said = capsys.readouterr().err
-    assert "older tk" in said and "tk export SOURCE detector --images DIR --overwrite" in said
+    assert "older tk" in said and f"tk export SOURCE {folder} --images DIR --overwrite" in said
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -230,6 +230,7 @@ def test_int8__too_few_readable_images(good: int, broken: int, tmp_path: Path) -
 def test_pictures__judged_and_measured_apart_when_there_are_enough(tmp_path: Path) -> None:
     few = load_pictures(write_images(tmp_path / "few", 40), ImageSpec(8, 8), 64)
     assert few.shared and len(few.gate) == 32 and len(few.calibration) == 40
+    assert "are among the 40" in few.lines()[0]
     many = load_pictures(write_images(tmp_path / "many", 90, 3), ImageSpec(8, 8), 64)
     assert not many.shared and len(many.gate) == 32 and len(many.calibration) == 58
     gate = {canvas.tobytes() for canvas in many.gate}
@@ -315,6 +316,10 @@ def test_leftovers__of_a_killed_export_go_and_an_old_bundle_comes_back(tmp_path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.fp32.onnx").write_text(name)
     existing.clear_leftovers(tmp_path / "b")
+    (tmp_path / "current").symlink_to("b")
+    (tmp_path / ".b.abcdefgh.tmp").mkdir()
+    existing.clear_leftovers(tmp_path / "current")
+    (tmp_path / "current").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {
         "b",
         ".b.short.tmp",

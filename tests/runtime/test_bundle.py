@@ -70,7 +70,7 @@ def test_open__other_schema(bundle: Path, schema: object, what: str, fix: str) -
         Bundle.open(bundle)
     assert (caught.value.expected, caught.value.found) == ("schema 1", repr(schema))
     assert caught.value.fix.startswith(fix)
-    assert f"tk export SOURCE {bundle.name} --images DIR --overwrite" in caught.value.fix
+    assert f"tk export SOURCE {bundle} --images DIR --overwrite" in caught.value.fix
 
 
 def test_open__other_task_and_no_bundle(bundle: Path, tmp_path: Path) -> None:

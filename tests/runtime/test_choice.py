@@ -188,19 +188,19 @@ def test_session__nothing_proved_lists_what_is_there_and_how_to_make_it(
     with pytest.raises(TkError) as caught:
         lean.session(precision="int8")
     assert caught.value.found == "passed: fp32 on onnxruntime-cpu"
-    assert "tk export SOURCE embedder --images DIR --precision int8" in caught.value.fix
+    assert f"tk export SOURCE {bundle.path} --images DIR --precision int8" in caught.value.fix
 
     with pytest.raises(TkError) as caught:
         lean.session(backend="tensorrt")
-    assert caught.value.fix.endswith("tk plan embedder")
+    assert caught.value.fix.endswith(f"tk plan {bundle.path}")
     with pytest.raises(TkError) as caught:
         lean.session(backend="tensorrt", precision="fp16")  # no graph to build it from
-    assert "tk export SOURCE embedder --images DIR --precision fp16" in caught.value.fix
+    assert f"tk export SOURCE {bundle.path} --images DIR --precision fp16" in caught.value.fix
 
     with pytest.raises(TkError) as caught:
         lean.session(backend="openvino")
     assert "never judged: fp32 on openvino-cpu" in caught.value.found
-    assert "tk verify embedder --backend openvino-cpu --record" in caught.value.fix
+    assert f"tk verify {bundle.path} --backend openvino-cpu --record" in caught.value.fix
 
     lean.verdicts[(name, "openvino-cpu")] = False
     with pytest.raises(TkError) as caught:

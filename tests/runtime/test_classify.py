@@ -123,8 +123,12 @@ def test_classify__results_of_an_earlier_run_stay(
     assert not (tmp_path / "out" / "pictures" / "002_blue_teal.jpg").exists()
     # Somebody's own folder is not replaced.
     (tmp_path / "mine" / "pictures").mkdir(parents=True)
+    (tmp_path / "mine" / "pictures" / "one.jpg").touch()
     with pytest.raises(TkError, match="already holds pictures"):
         run(pictures, tmp_path / "mine", tiny_world)
+    with pytest.raises(TkError, match="holds pictures of something else"):
+        run(pictures, tmp_path / "mine", tiny_world, "--overwrite")
+    assert (tmp_path / "mine" / "pictures" / "one.jpg").exists()
 
 
 def test_classify__overwrite_removes_nothing_before_it_can_replace_it(
@@ -216,7 +220,7 @@ def test_classify__bad_input(pictures: Path, tmp_path: Path, tiny_world: Path) -
 
 def test_classifier__a_head_alone_cannot_see(tmp_path: Path, tiny_world: Path) -> None:
     bundle = shutil.copytree(tiny_world / "bundles" / "classifier", tmp_path / "head")
-    manifest = manifest_from_json(read_json(bundle / MANIFEST), "head")
+    manifest = manifest_from_json(read_json(bundle / MANIFEST), bundle)
     part = manifest.parts["model"]
     feature = replace(part, inputs=(TensorSpec("feature", "float32", ("B", 8)),))
     write_json(bundle / MANIFEST, replace(manifest, parts={"model": feature}).to_json())

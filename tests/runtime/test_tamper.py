@@ -179,7 +179,7 @@ def sign_again(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     body = {key: item for key, item in value.items() if key not in ("sha256", "schema")}
     made = {**value, "sha256": ""}
     try:
-        manifest_from_json(made, "x")
+        manifest_from_json(made, Path("x"))
     except CheckFailed as error:
         made["sha256"] = error.found.removeprefix("sha256 ")
     assert body["artifacts"] and made["sha256"]
@@ -232,7 +232,7 @@ def test_tamper__a_verdict_without_a_gate(bundle: Path, world: World, graphs: li
     write_json(bundle / "parity.json", parity)
     with pytest.raises(CheckFailed, match=r"parity\.json was changed"):
         use(bundle)
-    opened = Bundle(bundle, manifest_from_json(read_json(bundle / MANIFEST), "e"), {})
+    opened = Bundle(bundle, manifest_from_json(read_json(bundle / MANIFEST), bundle), {})
     with pytest.raises(TkError, match="nothing proved"):
         opened.session()
     assert deserialized(world) == [] and graphs == []

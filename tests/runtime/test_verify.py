@@ -274,7 +274,11 @@ def test_cli__annotate_says_which_and_why(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert all(session["why"] for session in summary["sessions"])
     code, text = tk("annotate", photos, tmp_path / "b", *options, "--backend", "tensorrt")
-    assert code == 2 and "tk plan detector" in text and not (tmp_path / "b").exists()
+    assert (
+        code == 2
+        and f"tk plan {tiny_world / 'bundles' / 'detector'}" in text
+        and not (tmp_path / "b").exists()
+    )
 
 
 def test_wrong__is_wrong() -> None:

@@ -16,7 +16,7 @@ from tk.benchmarks.equality import Equality, compare_records
 from tk.benchmarks.fixed_boxes import FixedBoxes
 from tk.benchmarks.quality import Quality, judge
 from tk.benchmarks.reference_chain import ReferenceChain
-from tk.benchmarks.report import write_results
+from tk.benchmarks.report import MARKDOWN, write_results
 from tk.benchmarks.sources import open_models
 from tk.benchmarks.summary import REFERENCES, SIDES, summarise
 from tk.benchmarks.timing import Run
@@ -25,7 +25,7 @@ from tk.benchmarks.torch_models import TorchModels
 from tk.runtime.annotate.annotator import AnnotateOptions, Chain, Models
 from tk.runtime.annotate.output import PREDICTIONS
 from tk.runtime.errors import TkError
-from tk.runtime.files import refuse_existing
+from tk.runtime.files import refuse_existing, refuse_inputs
 from tk.runtime.heads.text_detector import TextOptions
 from tk.runtime.images import find_images
 from tk.runtime.progress import progress
@@ -81,7 +81,18 @@ def bench_annotator(out: Path, options: BenchOptions, *, overwrite: bool = False
     Raises:
         TkError: bad input, or a bundle that was not made from the checkpoint given.
     """
-    refuse_existing(out, overwrite=overwrite)
+    refuse_inputs(
+        out,
+        {
+            "--images": options.images,
+            "--bundles": options.bundles,
+            "--gallery": options.gallery,
+            "--source": options.source,
+            "--truth": options.truth,
+            "--predictions": options.predictions,
+        },
+    )
+    refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     if options.repeats < 1:
         raise TkError("a benchmark needs at least one repeat", found=str(options.repeats))
     files = find_images(options.images)[: options.limit or None]

@@ -8,8 +8,9 @@ from typing import Any
 
 from tk.benchmarks.annotator import BenchOptions, bench_annotator
 from tk.benchmarks.random_models import SMALL_CANVAS, write_models
+from tk.benchmarks.report import MARKDOWN
 from tk.runtime.bundle import Bundle
-from tk.runtime.files import atomic_folder
+from tk.runtime.files import atomic_folder, refuse_existing, refuse_inputs
 from tk.runtime.gallery.build import build_gallery
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.heads.text_detector import TextOptions
@@ -44,6 +45,8 @@ def bench_chain(
         small: models of a few MB instead, to try the mechanics.
         overwrite: replace what is in `out`.
     """
+    refuse_inputs(out, {"--work": work})
+    refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     kind = "small" if small else "full"
     source, bundles, gallery = (
         work / f"{name}-{kind}" for name in ("source", "bundles", "gallery")

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from tk.benchmarks.crops_report import write_results
+from tk.benchmarks.crops_report import MARKDOWN, write_results
 from tk.benchmarks.environment import environment
 from tk.runtime.errors import EnvironmentLacks, TkError
-from tk.runtime.files import refuse_existing
+from tk.runtime.files import refuse_existing, refuse_inputs
 from tk.runtime.images import decode_image, find_images
 from tk.train.data.synth.scene import render_scene
 from tk.train.ssl.multicrop import Image, MultiCrop, MultiCropSpec, normalise
@@ -65,7 +65,8 @@ def bench_crops(
         TkError: fewer than 5 repeats, no pictures, or something is in `out`.
         EnvironmentLacks: lightly is not installed.
     """
-    refuse_existing(out, overwrite=overwrite)
+    refuse_inputs(out, {"--images": options.images})
+    refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     _check(options)
     facts = environment(1)
     with _one_thread():

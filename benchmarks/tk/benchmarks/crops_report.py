@@ -25,7 +25,7 @@ RATIOS = {
 
 def write_results(out: Path, results: dict[str, Any], *, overwrite: bool) -> None:
     """Write results.json and results.md, both or none."""
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own=MARKDOWN) as folder:
         write_json(folder / JSON, results)
         (folder / MARKDOWN).write_text(markdown(results), encoding="utf-8")
 

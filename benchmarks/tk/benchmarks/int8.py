@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tk.benchmarks.environment import environment, load_average
-from tk.benchmarks.int8_report import REFERENCE, write_results
+from tk.benchmarks.int8_report import MARKDOWN, REFERENCE, write_results
 from tk.benchmarks.latency import Candidate, Plan, Samples, measure
 from tk.runtime.backends.base import Session
 from tk.runtime.bundle import Bundle
 from tk.runtime.choice import Pair, read_wish
 from tk.runtime.errors import TkError
-from tk.runtime.files import refuse_existing
+from tk.runtime.files import refuse_existing, refuse_inputs
 from tk.runtime.gallery.references import find_references
 from tk.runtime.images import read_image
 from tk.runtime.metrics.intervals import wilson
@@ -70,7 +70,11 @@ def bench_int8(out: Path, options: Int8Options, *, overwrite: bool = False) -> d
     Raises:
         TkError: no such bundle, crops, or no pair.
     """
-    refuse_existing(out, overwrite=overwrite)
+    refuse_inputs(
+        out,
+        {"--bundle": options.bundle, "--gallery": options.gallery, "--queries": options.queries},
+    )
+    refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     facts = environment(options.threads)
     bundle = Bundle.open(options.bundle, "embedder")
     spec = bundle.manifest.image

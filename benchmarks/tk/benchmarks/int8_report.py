@@ -9,15 +9,16 @@ from typing import Any
 from tk.benchmarks.environment import where
 from tk.runtime.files import atomic_folder, write_json
 
+JSON, MARKDOWN = "results.json", "results.md"
 REFERENCE = ("fp32", "onnxruntime-cpu")
 """Precision and back end that all others are compared with."""
 
 
 def write_results(out: Path, results: dict[str, Any], *, overwrite: bool) -> None:
     """Write results.json and results.md, both or none."""
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        write_json(folder / "results.json", results)
-        (folder / "results.md").write_text(markdown(results), encoding="utf-8")
+    with atomic_folder(out, overwrite=overwrite, own=MARKDOWN) as folder:
+        write_json(folder / JSON, results)
+        (folder / MARKDOWN).write_text(markdown(results), encoding="utf-8")
 
 
 def table(results: dict[str, Any]) -> list[str]:

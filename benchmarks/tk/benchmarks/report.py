@@ -20,7 +20,7 @@ COLUMNS = (
 
 def write_results(out: Path, results: dict[str, Any], *, overwrite: bool) -> None:
     """Write results.json, results.md, results.csv and stages.png, all or none."""
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own=MARKDOWN) as folder:
         write_json(folder / JSON, results)
         (folder / MARKDOWN).write_text(markdown(results), encoding="utf-8")
         with open(folder / CSV, "w", encoding="utf-8", newline="") as file:

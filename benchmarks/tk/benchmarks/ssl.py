@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tk.benchmarks.environment import environment
-from tk.benchmarks.ssl_report import write_results
+from tk.benchmarks.ssl_report import MARKDOWN, write_results
 from tk.runtime.errors import TkError
-from tk.runtime.files import atomic_folder, read_json, refuse_existing, write_json
+from tk.runtime.files import atomic_folder, read_json, refuse_existing, refuse_inputs, write_json
 from tk.train.run.folder import RunFolder
 from tk.train.ssl.config import SslConfig
 from tk.train.ssl.train import train_ssl
@@ -109,7 +109,8 @@ def bench_ssl(
     if only and only not in names:
         raise TkError(f"there is no run {only!r}", expected=", ".join(names))
     if not only:
-        refuse_existing(out, overwrite=overwrite)
+        refuse_inputs(out, {"--work": options.work})
+        refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     facts = environment(options.threads)
     data = write_data(options.work / "digits")
     runs = [_run(options, data, name, *names[name]) for name in names if only in ("", name)]

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from tk.benchmarks.environment import available_cores, environment
-from tk.benchmarks.train_report import write_results
+from tk.benchmarks.train_report import MARKDOWN, write_results
 from tk.benchmarks.train_summary import FIGURES, summarise_quality, summarise_speed
 from tk.runtime.errors import TkError
-from tk.runtime.files import refuse_existing
+from tk.runtime.files import refuse_existing, refuse_inputs
 from tk.train.data.synth.dataset import write_tools_dataset
 from tk.train.embedder.config import EmbedderConfig
 from tk.train.embedder.task import EmbedderTask
@@ -88,7 +88,8 @@ def bench_train(
     Raises:
         TkError: bad input.
     """
-    refuse_existing(out, overwrite=overwrite)
+    refuse_inputs(out, {"--data": options.data, "--weights": options.weights})
+    refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
     if options.epochs < 3:
         raise TkError(
             "a benchmark of epochs needs some after the first",

@@ -117,7 +117,9 @@ def export(
     opset: Annotated[
         int, typer.Option(min=17, max=18, help="Of the ONNX files; 17 is for TensorRT 8.6.")
     ] = 18,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle that is in OUT.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it is equal.
 
@@ -149,7 +151,7 @@ def export(
     from tk.export.request import PRECISIONS, TARGETS, Request, method_of, words
     from tk.export.sources.registry import open_source
     from tk.export.write import write_bundle
-    from tk.runtime.files import refuse_existing
+    from tk.runtime.files import refuse_inputs
 
     request = Request(
         precisions=words("--precision", precision, PRECISIONS),
@@ -162,10 +164,10 @@ def export(
         hardware=hardware,
         cache=timing_cache,
     )
-    if overwrite:
-        refuse_existing(out, overwrite=True)
-    else:
-        open_existing(out, request)
+    given = Path(source) if Path(source).exists() else None  # else a name, or on the hub
+    inputs = {"SOURCE": given, "--images": images, "--backbone": backbone}
+    refuse_inputs(out, inputs)
+    open_existing(out, request, overwrite=overwrite)
     request.check_machine()
     started = time.monotonic()
     canvas = parse_size(size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tk.export.differences import NAMED, differences
 from tk.export.model import ExportModel
 from tk.export.produce import Product, write_file
 from tk.export.reach import File
@@ -16,6 +17,7 @@ from tk.export.request import Request
 from tk.runtime.bundle import MANIFEST, PARITY, Bundle
 from tk.runtime.errors import TkError
 from tk.runtime.files import read_json, refuse_existing, sha256_file, write_json
+from tk.runtime.manifest import Manifest
 
 AGAIN = "choose another folder, or add --overwrite to make it anew"
 
@@ -44,29 +46,22 @@ class Existing:
             opset: asked for.
 
         Raises:
-            TkError: another checkpoint, canvas, batch or opset.
+            TkError: another checkpoint, canvas, crop, batch, opset, classes or settings (a prompt);
+                names what is unequal.
         """
-        manifest = self.bundle.manifest
-        own = {a.facts.get("opset") for a in manifest.artifacts if a.kind == "onnx"}
-        parts = {name: part.spec for name, part in model.parts.items()}
-        pairs = (
-            ("checkpoint (SHA-256)", manifest.source.get("sha256"), identity["sha256"]),
-            ("canvas", manifest.image, model.image),
-            (
-                "parts, or largest batch",
-                manifest.parts,
-                parts,
-            ),
-            ("opset", own, {opset}),
+        found = differences(self.bundle.manifest, model, identity, opset)
+        if not found:
+            return
+        named = found[:NAMED]
+        options = [one.option for one in named]
+        enough = len(named) == len(found) and all(options)
+        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise TkError(
+            f"{self.bundle.path} exists already, and cannot be added to: another "
+            + ", ".join(one.what for one in named),
+            found="; ".join(map(str, named)) + more,
+            fix=f"add {' '.join(options)}; or {AGAIN}" if enough else AGAIN,
         )
-        for what, old, new in pairs:
-            if old != new:
-                raise TkError(
-                    f"{self.bundle.path} exists already, and cannot be added to: another {what}",
-                    expected=str(old),
-                    found=str(new),
-                    fix=AGAIN,
-                )
 
     def graphs(self) -> dict[str, File]:
         """Part -> its float32 graph, as it lies in the bundle."""
@@ -92,21 +87,25 @@ class Existing:
                 _link(old / name, folder / name)
         for file in product.files:
             write_file(file, folder)
-        write_json(folder / PARITY, _joined(read_json(old / PARITY), parity))
+        report = _joined(read_json(old / PARITY), parity, manifest)
+        write_json(folder / PARITY, report)
         files = {**manifest.files, PARITY: sha256_file(folder / PARITY)}
         artifacts = (*manifest.artifacts, *(file.artifact for file in product.files))
-        write_json(folder / MANIFEST, replace(manifest, artifacts=artifacts, files=files).to_json())
+        versions = report["exports"][-1]["versions"]
+        joined = replace(manifest, artifacts=artifacts, files=files, versions=versions)
+        write_json(folder / MANIFEST, joined.to_json())
 
 
-def open_existing(out: Path, request: Request) -> Existing | None:
-    """The bundle to add to; None where there is nothing.
+def open_existing(out: Path, request: Request, *, overwrite: bool = False) -> Existing | None:
+    """The bundle to add to; None where there is nothing, or a bundle to be replaced.
 
     Raises:
         TkError: there is something else, or a bundle that has all that is asked for.
         CheckFailed: a bundle whose files were changed.
     """
-    if not (out / MANIFEST).is_file():
-        refuse_existing(out, overwrite=False)
+    there = (out / MANIFEST).is_file()
+    refuse_existing(out, overwrite=overwrite or there, own=MANIFEST)
+    if overwrite or not there:
         return None
     old = Existing(Bundle.open(out))
     if request.plans:
@@ -137,6 +136,7 @@ def clear_leftovers(out: Path) -> None:
 
     A bundle that was being replaced in that very moment comes back.
     """
+    out = out.resolve()  # where `atomic_folder` works
     pattern = re.compile(re.escape(f".{out.name}.") + r"[a-z0-9_]{8}\.(tmp|old)")
     found = [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]
     for path in sorted(found):
@@ -155,11 +155,20 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One report of two exports."""
+def _joined(old: dict[str, Any], new: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """One report of two exports; `manifest` is that of the old one."""
     joined = {**old, **{key: value for key, value in new.items() if key not in old}}
     for key in ("verdicts", "figures", "refusals"):
         joined[key] = [*old.get(key, []), *new[key]]
     joined["precisions"] = {**old.get("precisions", {}), **new["precisions"]}
     joined["broken_images"] = sorted({*old.get("broken_images", []), *new["broken_images"]})
+    joined["images"] = max(old["images"], new["images"])
+    if notes := dict.fromkeys(report["note"] for report in (old, new) if "note" in report):
+        joined["note"] = "; then ".join(notes)
+    first = {
+        "precisions": sorted({a.precision for a in manifest.artifacts}),
+        "images": old["images"],
+        "versions": manifest.versions,
+    }
+    joined["exports"] = [*old.get("exports", [first]), *new["exports"]]
     return joined

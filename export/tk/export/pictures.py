@@ -46,6 +46,12 @@ class Pictures:
     def lines(self) -> list[str]:
         """What a person should know about them."""
         said = [self.note] if self.note else []
+        if self.shared:
+            said.append(
+                f"int8: the {len(self.gate)} images that judge are among the "
+                f"{len(self.calibration)} whose ranges were measured; they are others "
+                f"with {2 * MIN_IMAGES} images or more"
+            )
         if not self.broken:
             return said
         more = f" and {len(self.broken) - NAMED} more" if len(self.broken) > NAMED else ""

@@ -53,7 +53,7 @@ def write_bundle(
         out: the bundle folder to make, or to add precisions to.
         images: folder of real images for the gate, and for calibration; what else it may be for
             models that see no images: `load_inputs`.
-        overwrite: replace an existing bundle.
+        overwrite: replace an existing bundle; nothing else is ever replaced.
         opset: of the ONNX files: 18, or 17 for TensorRT 8.6.
         request: precisions and kinds of files; float32 ONNX without.
 
@@ -67,14 +67,16 @@ def write_bundle(
     """
     request = request or Request()
     request.check_machine()
+    open_existing(out, request, overwrite=overwrite)  # before any work
     pictures = load_inputs(model, images, request.images_to_calibrate)
     busy = f"another tk export is writing {out}"
     with locked(out, busy=busy):
         clear_leftovers(out)
-        old = None if overwrite else open_existing(out, request)
+        old = open_existing(out, request, overwrite=overwrite)
         if old is not None:
             old.must_match(model, identity(model.checkpoint), opset)
-        with atomic_folder(out, overwrite=overwrite or old is not None) as folder:
+        replace = overwrite or old is not None
+        with atomic_folder(out, overwrite=replace, own=MANIFEST) as folder:
             producer = Producer(model, pictures, opset, request, folder)
             graphs = producer.make_float32() if old is None else old.graphs()
             for precision in request.precisions[1:]:
@@ -145,6 +147,13 @@ def _parity_json(product: Product, pictures: Pictures, request: Request) -> dict
     report: dict[str, Any] = {
         "reference": "float32 PyTorch, eager, CPU",
         "images": len(pictures.gate),
+        "exports": [
+            {
+                "precisions": sorted({file.artifact.precision for file in product.files}),
+                "images": len(pictures.gate),
+                "versions": library_versions(),
+            }
+        ],
         **({"note": pictures.note} if pictures.note else {}),
         "broken_images": list(pictures.broken),
         "verdicts": [
@@ -200,7 +209,7 @@ def _manifest(model: ExportModel, artifacts: Sequence[Artifact], files: dict[str
         classes=model.classes,
         settings=model.settings,
         source=source,
-        versions=_versions(),
+        versions=library_versions(),
         licence=model.licence,
         artifacts=tuple(artifacts),
         files=files,
@@ -221,7 +230,8 @@ def identity(checkpoint: Path) -> dict[str, Any]:
     return {"file": checkpoint.name, "sha256": whole, "files": hashes}
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """What is installed of the libraries that an export depends on."""
     found = {}
     for name in LIBRARIES:
         try:

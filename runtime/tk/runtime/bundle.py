@@ -26,7 +26,7 @@ from tk.runtime.choice import (
 )
 from tk.runtime.devices import Device
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
-from tk.runtime.files import read_json, sha256_file
+from tk.runtime.files import read_json, sha256_file, what_is_there
 from tk.runtime.manifest import Artifact, Manifest, manifest_from_json
 
 MANIFEST, PARITY, PROBE = "manifest.json", "parity.json", "probe.npz"
@@ -62,10 +62,10 @@ class Bundle:
             raise TkError(
                 f"{path} is not a bundle",
                 expected=f"a folder with {MANIFEST}, as `tk export` writes it",
-                found=_what_is_there(path),
+                found=what_is_there(path),
                 fix=f"tk export CHECKPOINT {path} --images DIR",
             )
-        manifest = manifest_from_json(read_json(path / MANIFEST), path.name)
+        manifest = manifest_from_json(read_json(path / MANIFEST), path)
         if task is not None and manifest.task != task:
             raise TkError(f"bundle {path} is for another task", expected=task, found=manifest.task)
         for problem in damaged_files(path, manifest):
@@ -124,7 +124,7 @@ class Bundle:
         wish = wish_of_part(asked, part, self.manifest.artifacts)
         proved = [pair for pair in pairs if pair.passed and wish.allows(pair)]
         if not proved:
-            raise nothing_proved(self.path.name, part, wish, pairs)
+            raise nothing_proved(self.path, part, wish, pairs)
         refused: dict[int, str] = {}
         for place, pair in enumerate(proved):
             if reason := pair.refusal(wish.device):
@@ -211,12 +211,3 @@ def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
 
 def _verdicts(parity: Any) -> dict[tuple[str, str], bool]:
     return {(row["file"], row["backend"]): bool(row["passed"]) for row in parity["verdicts"]}
-
-
-def _what_is_there(path: Path) -> str:
-    if not path.exists():
-        return "no such folder"
-    if path.is_file():
-        return "a file"
-    names = sorted(child.name for child in path.iterdir())
-    return "a folder with " + (", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "nothing")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tk.runtime.backends.registry import BACKENDS, Backend, check_names, rank
 from tk.runtime.devices import Device, parse_device
@@ -125,7 +126,7 @@ def why(taken: Pair, wish: Wish, pairs: Sequence[Pair], refused: Mapping[int, st
     return text
 
 
-def nothing_proved(name: str, part: str, wish: Wish, pairs: Sequence[Pair]) -> TkError:
+def nothing_proved(bundle: Path, part: str, wish: Wish, pairs: Sequence[Pair]) -> TkError:
     """The error when no pair that was asked for passed the gate: what is there, how to make it."""
     passed = [str(pair) for pair in pairs if pair.passed]
     asked = [pair for pair in pairs if wish.allows(pair)]
@@ -137,24 +138,24 @@ def nothing_proved(name: str, part: str, wish: Wish, pairs: Sequence[Pair]) -> T
     if unjudged:
         found += "; never judged: " + ", ".join(_once(map(str, unjudged)))
     return TkError(
-        f"bundle {name} has nothing proved for part {part!r} with {wish}",
+        f"bundle {bundle.name} has nothing proved for part {part!r} with {wish}",
         found=found,
-        fix=_how_to_make(name, wish, pairs, unjudged),
+        fix=_how_to_make(bundle, wish, pairs, unjudged),
     )
 
 
-def _how_to_make(name: str, wish: Wish, pairs: Sequence[Pair], unjudged: Sequence[Pair]) -> str:
+def _how_to_make(bundle: Path, wish: Wish, pairs: Sequence[Pair], unjudged: Sequence[Pair]) -> str:
     if unjudged:
         backend = unjudged[0].backend.name
-        return f"prove it on this machine: tk verify {name} --backend {backend} --record"
+        return f"prove it on this machine: tk verify {bundle} --backend {backend} --record"
     graph = any(
         pair.artifact.kind == "onnx" and wish.precision in ("auto", pair.artifact.precision)
         for pair in pairs
     )
     precision = "" if wish.precision == "auto" else f" --precision {wish.precision}"
     if wish.backend != "auto" and BACKENDS["tensorrt"].answers_to(wish.backend) and graph:
-        return f"build the plan on the machine that runs it: tk plan {name}{precision}"
-    return f"ask for what passed, or make it: tk export SOURCE {name} --images DIR{precision}"
+        return f"build the plan on the machine that runs it: tk plan {bundle}{precision}"
+    return f"ask for what passed, or make it: tk export SOURCE {bundle} --images DIR{precision}"
 
 
 def nothing_runs(name: str, pairs: Sequence[Pair], refused: Mapping[int, str]) -> EnvironmentLacks:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, overwrite: bool = False, own: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` only if the body succeeds.
 
+    A link stays a link: what it leads to is made, or replaced.
+
+    Args:
+        path: the folder to make.
+        overwrite: replace it, see `refuse_existing`.
+        own: how a folder that may be replaced is known, see `refuse_existing`.
+
     Raises:
-        TkError: `path` exists, is not empty, and `overwrite` is false.
+        TkError: as `refuse_existing`.
     """
-    refuse_existing(path, overwrite=overwrite)
+    refuse_existing(path, overwrite=overwrite, own=own)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp makes it private; a bundle is meant to be read by others
@@ -73,6 +81,7 @@ def locked(path: Path, *, busy: str = "") -> Iterator[None]:
     """
     import fcntl
 
+    path = path.resolve()  # "." has no name to put a word to, and a link is not what is held
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock")
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
@@ -86,15 +95,75 @@ def locked(path: Path, *, busy: str = "") -> Iterator[None]:
         os.close(descriptor)
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise when `path` is a file, or a folder with something in it that was not to be replaced."""
-    if path.is_dir() and (overwrite or not any(path.iterdir())):
-        return
-    if path.exists():
+def refuse_existing(path: Path, *, overwrite: bool, own: str = "") -> None:
+    """Refuse a folder that must not be made or replaced as a whole.
+
+    Args:
+        path: the folder to make.
+        overwrite: whether it may be replaced.
+        own: glob of a file that is in all results of the command and in no other folder, e.g.
+            `manifest.json`. A folder without it is somebody's data and never replaced; "" knows
+            none.
+
+    Raises:
+        TkError: a file; something is in the folder and is not to be replaced, or is not of this
+            command; or the command works in that folder.
+    """
+    place = path.resolve()
+    if Path.cwd().is_relative_to(place):
         raise TkError(
-            f"{path} exists already",
-            fix="choose another folder, or add --overwrite to replace it",
+            f"{path} cannot be made anew: this command works in it",
+            expected="a folder of its own for the results",
+            found=f"{place} is the current folder, or one above it",
+            fix="name another folder, or go elsewhere with cd and name this one from there",
         )
+    if place.is_file():
+        raise TkError(f"{path} is a file", expected="a folder", fix="choose another name")
+    if not place.exists() or not any(place.iterdir()):
+        return
+    known = bool(own) and any(place.glob(own))
+    if not overwrite:
+        more = ", or add --overwrite to replace it" if known else ""
+        raise TkError(f"{path} exists already", fix=f"choose another folder{more}")
+    if not known:
+        raise TkError(
+            f"{path} is not replaced: this command did not make it",
+            expected=f"an empty folder, or one with {own}" if own else "an empty folder",
+            found=what_is_there(place),
+            fix="choose another folder, or remove this one yourself",
+        )
+
+
+def refuse_inputs(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse an output folder that is an input of the same command, or holds one.
+
+    Args:
+        out: the folder to make, or to replace.
+        inputs: name for a person -> what is read; None is nothing.
+
+    Raises:
+        TkError: names the input.
+    """
+    place = out.resolve()
+    for name, path in inputs.items():
+        if path is None or not path.resolve().is_relative_to(place):
+            continue
+        raise TkError(
+            f"{out} holds the input {name}",
+            expected="a folder for the results that has nothing to do with what is read",
+            found=f"{name} is {path}",
+            fix="choose a folder beside it",
+        )
+
+
+def what_is_there(path: Path) -> str:
+    """What lies at a path, in a few words for an error."""
+    if not path.exists():
+        return "no such folder"
+    if path.is_file():
+        return "a file"
+    names = sorted(child.name for child in path.iterdir())
+    return "a folder with " + (", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "nothing")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

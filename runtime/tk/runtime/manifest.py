@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -106,7 +107,7 @@ class Manifest:
         classes: what the model's class axis means; empty when it has none.
         settings: numbers that belong to the model (default thresholds, mask frame, …).
         source: where it came from: checkpoint name, SHA-256, parameters, training step.
-        versions: library versions at export.
+        versions: library versions at the last export; `parity.json` has those of each.
         licence: of the weights, as far as known.
         artifacts: files that can be run.
         files: SHA-256 of every other file of the bundle.
@@ -134,23 +135,23 @@ class Manifest:
         return replace(self, artifacts=tuple(artifacts), files=files)
 
 
-def manifest_from_json(value: Any, name: str) -> Manifest:
+def manifest_from_json(value: Any, bundle: Path) -> Manifest:
     """Check and rebuild a manifest.
 
     Args:
         value: parsed `manifest.json`.
-        name: the bundle, for messages.
+        bundle: its folder, for messages.
 
     Raises:
         CheckFailed: its own hash does not match: somebody edited it.
         TkError: another schema version, or a malformed manifest.
     """
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise _other_schema(value, name)
+        raise _other_schema(value, bundle)
     body = {key: item for key, item in value.items() if key != "sha256"}
     if value.get("sha256") != _canonical_hash(body):
         raise CheckFailed(
-            f"the manifest of bundle {name} was changed after it was written",
+            f"the manifest of bundle {bundle.name} was changed after it was written",
             expected=f"sha256 {value.get('sha256')}",
             found=f"sha256 {_canonical_hash(body)}",
             fix="export the model again, or take the bundle from its source once more",
@@ -159,18 +160,18 @@ def manifest_from_json(value: Any, name: str) -> Manifest:
     try:
         return _build(body)
     except (KeyError, TypeError) as error:
-        raise TkError(f"the manifest of bundle {name} is malformed: {error}") from None
+        raise TkError(f"the manifest of bundle {bundle.name} is malformed: {error}") from None
 
 
-def _other_schema(value: Any, name: str) -> TkError:
+def _other_schema(value: Any, bundle: Path) -> TkError:
     """The error of a bundle of an older or newer tk, or of no tk at all."""
     found = value.get("schema") if isinstance(value, dict) else type(value).__name__
     newer = isinstance(found, int) and found > SCHEMA
     older = isinstance(found, int) and found < SCHEMA
     age = ": a newer tk wrote it" if newer else ": an older tk wrote it" if older else ""
-    again = f"tk export SOURCE {name} --images DIR --overwrite"
+    again = f"tk export SOURCE {bundle} --images DIR --overwrite"
     return TkError(
-        f"the manifest of bundle {name} has another schema{age}",
+        f"the manifest of bundle {bundle.name} has another schema{age}",
         expected=f"schema {SCHEMA}",
         found=f"{found!r}",
         fix=f"{'update tk, or ' if newer else ''}export the model again with this tk: {again}",

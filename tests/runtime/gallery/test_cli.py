@@ -122,3 +122,18 @@ def test_mistakes__name_what_is_wrong(
     places = {"gallery": tiny_world / "gallery", "other": tmp_path / "other"}
     filled = [argument.format(**places) for argument in arguments]
     assert words in failure("gallery", *filled, "--embedder", tiny_world / "bundles" / "embedder")
+
+
+def test_build__replaces_galleries_and_nothing_else(
+    references: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    command = ("gallery", "build", references)
+    options = ("--embedder", tiny_world / "bundles" / "embedder", "--overwrite")
+    for _ in range(2):
+        tk(*command, tmp_path / "g", *options)
+    assert "holds the input REFERENCES" in failure(*command, references.parent, *options)
+    (tmp_path / "g" / "checkpoint_best.pth").touch()  # trainings leave a gallery in their run
+    assert "more than a gallery" in failure(*command, tmp_path / "g", *options)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "prototypes.npz").touch()
+    assert "not replaced" in failure(*command, tmp_path / "photos", *options)

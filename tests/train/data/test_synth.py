@@ -174,12 +174,10 @@ def test_dataset__refuses_bad_arguments(
 def test_dataset__keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(TkError):
-        write_tools_dataset(tmp_path / "out", images=1, size=256, seed=0)
+    for overwrite in (False, True):
+        with pytest.raises(TkError):
+            write_tools_dataset(tmp_path / "out", images=1, size=256, seed=0, overwrite=overwrite)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-    write_tools_dataset(tmp_path / "out", images=1, size=256, seed=0, overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
-    assert (tmp_path / "out" / "images" / "scene_00000.jpg").is_file()
 
 
 def test_write__workers_end_with_a_killed_parent(tmp_path: Path) -> None:

@@ -96,3 +96,12 @@ def test_run_folder__other_names(tmp_path: Path) -> None:
         "best.pt",
         "last.pt",
     ]
+
+
+@pytest.mark.parametrize("name", ["results.json", "plots"])
+def test_run_folder__results_of_something_else_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(TkError, match=f"holds {name} of something else"):
+            run(tmp_path, overwrite=overwrite)
+    assert (tmp_path / name).is_dir()

@@ -294,3 +294,22 @@ def test_train__two_processes_equal_one(tmp_path: Path) -> None:
         for key in ("loss", "dice", "iou", "grad_norm"):
             assert own[key] == pytest.approx(other[key], rel=1e-3), key
     assert (two.out / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("model", ["run", "run/model"])
+def test_train__refuses_to_start_from_what_it_would_replace(model: str, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "d")
+    save_model(tmp_path / "run" / "model")
+    config = settings(tmp_path, model=str(tmp_path / model))
+    with pytest.raises(TkError, match="holds the input --model"):
+        train_sam2(config)
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_train__a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "d")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "notes.txt").touch()
+    with pytest.raises(TkError, match="not replaced"):
+        train_sam2(settings(tmp_path))
+    assert (tmp_path / "run" / "model" / "notes.txt").is_file()

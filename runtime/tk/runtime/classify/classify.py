@@ -144,6 +144,12 @@ def _refuse(out: Path, overwrite: bool) -> None:
             f"{out} already holds {there[0]} of an earlier run",
             fix="choose another folder, or add --overwrite to replace its results",
         )
+    if (out / PICTURES).exists() and not any((out / name).exists() for name in (CSV, JOURNAL)):
+        raise TkError(
+            f"{out} holds {PICTURES} of something else than tk classify",
+            expected=f"no {PICTURES}, or {CSV} beside it",
+            fix="choose another folder",
+        )
 
 
 def _remove(out: Path) -> None:

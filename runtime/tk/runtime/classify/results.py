@@ -74,7 +74,7 @@ def write_results(
     if scored is not None:
         _write_confusion(out / CONFUSION, scored["confusion"], classes)
     if samples:
-        with atomic_folder(out / PICTURES, overwrite=True) as folder:
+        with atomic_folder(out / PICTURES, overwrite=True, own="*") as folder:
             _write_sheets(folder, journal, seen, files, classes, samples)
     summary = {
         "images": len(files),

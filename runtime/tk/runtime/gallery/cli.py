@@ -79,10 +79,13 @@ def gallery_build(
 
     Example: tk gallery build crops gallery --embedder demo/bundles/embedder
     """
-    from tk.runtime.files import refuse_existing
+    from tk.runtime.files import refuse_inputs
     from tk.runtime.gallery.build import build_gallery
+    from tk.runtime.gallery.gallery import refuse_no_gallery
 
-    refuse_existing(out, overwrite=overwrite)
+    inputs = {"REFERENCES": references, "--embedder": embedder, "--segmenter": segmenter}
+    refuse_inputs(out, inputs)
+    refuse_no_gallery(out, overwrite=overwrite)
     head, cutter = _heads(embedder, segmenter, device, threads)
     built, report = build_gallery(
         references,

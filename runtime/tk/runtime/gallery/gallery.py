@@ -20,7 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from tk.runtime.errors import TkError
-from tk.runtime.files import atomic_folder, read_json, write_bytes, write_json
+from tk.runtime.files import atomic_folder, read_json, refuse_existing, write_bytes, write_json
 from tk.runtime.heads.embedder import Embedder
 from tk.runtime.preprocess import CropSpec, spec_from_json
 
@@ -86,8 +86,13 @@ class Gallery:
         return self.sub_centroids, self.sub_labels
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write the folder atomically."""
-        with atomic_folder(folder, overwrite=overwrite) as temporary:
+        """Write the folder atomically.
+
+        Raises:
+            TkError: as `refuse_no_gallery`.
+        """
+        refuse_no_gallery(folder, overwrite=overwrite)
+        with atomic_folder(folder, overwrite=overwrite, own=FACTS) as temporary:
             self.write(temporary)
 
     def write(self, folder: Path) -> None:
@@ -244,3 +249,20 @@ def _agree(arrays: dict[str, NDArray[Any]]) -> bool:
 
 def _json_text(value: dict[str, int]) -> str:
     return orjson.dumps(value).decode()
+
+
+def refuse_no_gallery(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what is no gallery, or a gallery among other things: a run has one, too.
+
+    Raises:
+        TkError: something is in the folder that is not to be replaced.
+    """
+    refuse_existing(folder, overwrite=overwrite, own=FACTS)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if more := sorted(there - {FACTS, PROTOTYPES}):
+        raise TkError(
+            f"{folder} is not replaced: it holds more than a gallery",
+            expected=f"{FACTS} and {PROTOTYPES} alone",
+            found=", ".join(more[:5]),
+            fix="choose another folder, or remove this one yourself",
+        )

@@ -233,7 +233,7 @@ def test_prepare__refuses_to_replace_its_input(data: Path, tmp_path: Path) -> No
         with pytest.raises(TkError, match="holds the input"):
             prepare_severstal(data, out, overwrite=True)
     assert (data / "train.csv").is_file()
-    with pytest.raises(TkError, match="exists already"):
+    with pytest.raises(TkError, match="holds the input"):
         prepare_severstal(data, data)
     shutil.rmtree(data / "train_images")
     with pytest.raises(TkError, match="tk data download"):

@@ -14,6 +14,9 @@ from tk.runtime.files import atomic_folder
 SIDE = 8
 """Side of the pictures in the data set, pixels."""
 
+OWN = "0/cropped/0000.png"
+"""A file by which a folder of digits is known."""
+
 
 def write_digits(out: Path, *, size: int = 64, overwrite: bool = False) -> int:
     """Write the 1797 digits as `out/<class>/cropped/<index>.png`, classes `0` to `9`.
@@ -37,7 +40,7 @@ def write_digits(out: Path, *, size: int = 64, overwrite: bool = False) -> int:
     if size < SIDE:
         raise TkError("--size is too small", expected=f"{SIDE} or more", found=str(size))
     digits = load_digits()
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own=OWN) as folder:
         for name in digits.target_names:
             (folder / str(name) / "cropped").mkdir(parents=True)
         for index, (levels, label) in enumerate(zip(digits.images, digits.target, strict=True)):

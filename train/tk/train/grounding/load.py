@@ -186,7 +186,7 @@ def write_model(
             parameter.copy_(kept[name])
     if half:
         network.half()
-    with quiet(), atomic_folder(folder, overwrite=True) as temporary:
+    with quiet(), atomic_folder(folder, overwrite=True, own="config.json") as temporary:
         network.save_pretrained(temporary)
         start.words.save_pretrained(temporary)
         edges = {"shortest_edge": facts["size"], "longest_edge": facts["size"]}

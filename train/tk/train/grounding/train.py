@@ -25,7 +25,7 @@ from tk.train.grounding.load import FACTS, open_start, remove_model, write_model
 from tk.train.grounding.loss import Truth, dense_loss, grounding_loss, weights_of
 from tk.train.grounding.network import forward, level_shapes, normalise
 from tk.train.grounding.phrases import Phrasebook, Variety
-from tk.train.pretrained.load import RESULT
+from tk.train.pretrained.load import RESULT, check_result
 from tk.train.run.checkpoint import load_checkpoint, result_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.launch import launch
@@ -48,6 +48,7 @@ class GroundingTask(TrainTask):
     best_metric = "ap50"
 
     def __init__(self, config: GroundingConfig) -> None:
+        check_result(config.out, config.model)
         self.config = config
         data = read_scenes(config.data, config.single_class)
         training, held = split(len(data.scenes), config.val_split, config.seed)

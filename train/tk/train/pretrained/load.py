@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tk.runtime.errors import TkError
+from tk.runtime.files import refuse_existing, refuse_inputs
 
 RESULT = "model"
 """Folder in which a run of `tk train` keeps a library's model."""
@@ -18,6 +19,20 @@ def result_folder(folder: Path) -> Path:
     """The model folder of a run folder; any other folder itself."""
     inner = folder / RESULT
     return inner if (inner / "config.json").is_file() else folder
+
+
+def check_result(out: Path, model: str) -> None:
+    """Refuse an `out` whose model folder, which a run replaces, is its own start or somebody's.
+
+    Args:
+        out: folder of the run.
+        model: what the training starts from: a folder, or a name.
+
+    Raises:
+        TkError: names what would be lost.
+    """
+    refuse_inputs(out / RESULT, {"--model": result_folder(Path(model))})
+    refuse_existing(out / RESULT, overwrite=True, own="config.json")
 
 
 def load_pretrained(kind: Any, path: Path, **options: Any) -> Any:

@@ -41,7 +41,9 @@ RESULTS = (
     *("report.html", "prototypes.npz", "gallery.json", "outliers.csv", ".results.json"),
     *("artifacts.json", "results.json", "predictions.npz"),
 )
-"""What trainings make of their best weights at the end, beside the folder `plots`."""
+"""What trainings make of their best weights at the end, beside the folder `PLOTS`."""
+
+PLOTS = "plots"
 
 
 class RunFolder:
@@ -72,8 +74,10 @@ class RunFolder:
         """Begin a new run: write config.json, remove the metrics and checkpoints of an old one.
 
         Raises:
-            TkError: there is a run here already and `overwrite` is false.
+            TkError: there is a run here already and `overwrite` is false; or results of something
+                else, which this run would replace.
         """
+        self._refuse_results()
         # Without a checkpoint there is nothing to go on with and nothing to lose.
         if self.checkpoints() and not overwrite:
             raise TkError(
@@ -86,6 +90,17 @@ class RunFolder:
         self.remove_results()
         self.write_config(config, facts)
 
+    def _refuse_results(self) -> None:
+        if self.metrics.exists() or self.checkpoints():
+            return
+        for name in (*RESULTS, PLOTS):
+            if (self.path / name).exists():
+                raise TkError(
+                    f"{self.path} holds {name} of something else than a training",
+                    expected=f"no {name}, or the {self.metrics.name} of its run beside it",
+                    fix="change --out, or move it away",
+                )
+
     def write_config(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write the resolved configuration, facts of the run, and versions of the libraries."""
         content = {"config": config, "facts": facts, "versions": library_versions()}
@@ -95,7 +110,7 @@ class RunFolder:
         """Remove what was made from the weights of an older state of the run."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "plots", ignore_errors=True)
+        shutil.rmtree(self.path / PLOTS, ignore_errors=True)
 
     def take_over(self, checkpoint: Path) -> None:
         """Make this the folder of the run that goes on from a checkpoint.

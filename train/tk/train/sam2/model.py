@@ -93,7 +93,7 @@ def write_model(
     )
     whole: Any = model  # its methods carry no types
     weights = whole.half() if half else whole
-    with atomic_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, overwrite=True, own="config.json") as temporary:
         weights.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         for file in temporary.iterdir():

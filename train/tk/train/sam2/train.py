@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tk.runtime.errors import TkError
 from tk.runtime.preprocess import ImageSpec
-from tk.train.pretrained.load import RESULT
+from tk.train.pretrained.load import RESULT, check_result
 from tk.train.run.checkpoint import load_checkpoint, load_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.launch import launch
@@ -38,6 +38,7 @@ class Sam2Task(TrainTask):
     best_metric = "mask_iou"
 
     def __init__(self, config: Sam2Config) -> None:
+        check_result(config.out, config.model)
         data = read_scenes(config.data)
         scenes = [s for s in data.scenes if any(t.segmentation for t in s.things)]
         if not scenes:

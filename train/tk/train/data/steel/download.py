@@ -51,7 +51,7 @@ def download_severstal(data: Path, *, overwrite: bool = False) -> int:
         CheckFailed: the archive is damaged, or not what the competition packs.
         TkError: `data` is not empty and `overwrite` is false.
     """
-    refuse_existing(data, overwrite=overwrite)
+    refuse_existing(data, overwrite=overwrite, own=IMAGES)
     client = open_client()
     place = Path(os.path.abspath(data))  # "." has no name to put a word to
     waiting = place.with_name(f".{place.name}.download")
@@ -68,7 +68,7 @@ def download_severstal(data: Path, *, overwrite: bool = False) -> int:
             expected=str(archive),
             found=", ".join(sorted(path.name for path in waiting.glob("*"))) or "nothing",
         )
-    with atomic_folder(data, overwrite=overwrite) as folder:
+    with atomic_folder(data, overwrite=overwrite, own=IMAGES) as folder:
         count = _unpack(archive, folder)
     shutil.rmtree(waiting)
     return count

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from tk.runtime.errors import TkError
-from tk.runtime.files import atomic_folder, refuse_existing, write_json
+from tk.runtime.files import atomic_folder, refuse_existing, refuse_inputs, write_json
 from tk.runtime.images import ImageError, read_image
 from tk.runtime.preprocess import Image
 from tk.runtime.progress import progress
@@ -21,7 +21,6 @@ from tk.train.data.parallel import in_order
 from tk.train.data.steel.background import first_lit, plan_background
 from tk.train.data.steel.extraction import draw_extraction
 from tk.train.data.steel.layout import BACKGROUND, CLASSES, class_folder
-from tk.train.data.steel.prepare import check_apart
 from tk.train.data.steel.prepared import PICTURES, Box, DefectImage, read_prepared
 from tk.train.data.steel.windows import choose_defects, square_window
 
@@ -120,8 +119,8 @@ def cut_patches(
             lost its images, or `out` is not empty and `overwrite` is false.
     """
     _check(target, context, max_per_image, background)
-    refuse_existing(out, overwrite=overwrite)
-    check_apart(prepared, out)
+    refuse_inputs(out, {"PREPARED": prepared, "PREPARED/images": prepared / PICTURES})
+    refuse_existing(out, overwrite=overwrite, own=PATCH_INDEX)
     images = read_prepared(prepared)
     source = _source(prepared)
     summary = PatchSummary()
@@ -129,7 +128,7 @@ def cut_patches(
     chosen = sum(len(item.cuts) for item in items)
     summary.left_out = sum(len(image.defects) for image in images) - chosen
     rows: list[dict[str, Any]] = []
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own=PATCH_INDEX) as folder:
         job = partial(_cut_image, source, folder, target)
         with progress("strips", len(items)) as bar, in_order(job, items, workers) as results:
             for done in results:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tk.runtime.draw import Drawn, class_colors, draw_detections
 from tk.runtime.errors import TkError
-from tk.runtime.files import atomic_folder, refuse_existing, write_json
+from tk.runtime.files import atomic_folder, refuse_existing, refuse_inputs, write_json
 from tk.runtime.images import ImageError, find_images, read_image, relative_name, write_jpeg
 from tk.runtime.masks import BoxMask, coco_rle
 from tk.runtime.preprocess import Image
@@ -105,8 +105,8 @@ def prepare_severstal(
         TkError: a table that cannot be right (see `read_table`, `decode_column_runs`), images that
             are missing or all unreadable, or `out` is not empty and `overwrite` is false.
     """
-    refuse_existing(out, overwrite=overwrite)
-    check_apart(data, out)
+    refuse_inputs(out, {"DATA": data, f"DATA/{IMAGES}": data / IMAGES})
+    refuse_existing(out, overwrite=overwrite, own=INDEX)
     table = read_table(data / TABLE)
     names = _image_names(data / IMAGES)
     missing = sorted(table.rows.keys() - set(names))
@@ -118,7 +118,7 @@ def prepare_severstal(
     summary = PrepareSummary(missing=missing, empty=table.empty, repeated=table.repeated)
     images: list[DefectImage] = []
     annotations: list[dict[str, Any]] = []
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own=INDEX) as folder:
         (folder / PICTURES).symlink_to(_relative(data / IMAGES, out), target_is_directory=True)
         job = partial(_prepare_image, data / IMAGES, folder / "pictures", limits)
         with progress("strips", len(items)) as bar, in_order(job, items, workers) as results:
@@ -133,20 +133,6 @@ def prepare_severstal(
         write_json(folder / INDEX, _index(summary, limits, images))
         write_json(folder / "annotations.json", _coco(images, annotations))
     return summary
-
-
-def check_apart(data: Path, out: Path) -> None:
-    """Refuse an output folder that is its input or lies around it: it would replace it.
-
-    Raises:
-        TkError: `out` holds `data`.
-    """
-    if data.resolve().is_relative_to(out.resolve()):
-        raise TkError(
-            f"{out} holds the input {data}",
-            expected="another folder for the output",
-            fix="choose a folder beside it",
-        )
 
 
 def _image_names(folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ def write_tools_dataset(
     """
     check_counts(images=images, seed=seed, workers=workers)
     check_size(size)
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite, own="images/scene_00000.jpg") as folder:
         _make_folders(folder)
         entries: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
