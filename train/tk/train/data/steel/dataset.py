@@ -53,7 +53,7 @@ def write_steel_dataset(
     """
     check_counts(images=images, seed=seed, workers=workers)
     rows: Rows = []
-    with atomic_folder(out, overwrite=overwrite, own=f"{IMAGES}/strip_00000.jpg") as folder:
+    with atomic_folder(out, overwrite=overwrite, own=f"{IMAGES}/strip_*_00000.jpg") as folder:
         (folder / IMAGES).mkdir()
         job = partial(_write_strip, folder / IMAGES, seed, balanced)
         with progress("strips", images) as bar, in_order(job, range(images), workers) as strips:
