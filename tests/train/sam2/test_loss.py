@@ -182,16 +182,28 @@ def test_loss__of_a_region_is_the_loss_of_its_pixels_cut_out() -> None:
     assert inside.abs().sum() > 0
     assert gradient.abs().sum() == pytest.approx(float(inside.abs().sum()), rel=1e-6)
 
-    both = sam2_loss(found, target, Weights(), 0.5, region, elsewhere=True)
-    whole = sam2_loss(found, target, Weights(), 0.5)
-    assert float(both["focal"].detach()) == float(own["focal"].detach())
-    # The best mask may be another one where all pixels count; the mean of all three is no matter.
-    spread = [
-        sam2_loss(found, target, Weights(), 1.0, *more)["dice"].detach().item()
-        for more in ((region, True), (region,), ())
-    ]
-    assert spread[0] == pytest.approx((spread[1] + spread[2]) / 2, rel=1e-6)
-    assert float(whole["dice"].detach()) != float(own["dice"].detach())
+    # Of one mask the best may change where all pixels count; the mean of all three is no matter.
+    for name in ("focal", "dice"):
+        both, here, everywhere = (
+            sam2_loss(found, target, Weights(), 1.0, *more)[name].detach().item()
+            for more in ((region, True), (region,), ())
+        )
+        assert both == pytest.approx((here + everywhere) / 2, rel=1e-6), name
+        assert here != everywhere, name
+
+
+def test_sam2_loss__the_last_mask_fills_the_box() -> None:
+    target = torch.zeros(2, 16, 16)
+    target[:, 5:9, 4:7] = 1
+    filled = torch.zeros(2, 16, 16)
+    filled[:, 3:12, 2:13] = 1
+    logits = 40 * torch.stack([target, target, filled], dim=1) - 20
+    found = Predictions(logits, torch.tensor([[1.0, 1, 12 / 99]] * 2), torch.full((2, 1), 20.0))
+    own = sam2_loss(found, target, Weights(), 1.0, filled, True, filled)
+    for name in ("focal", "dice", "iou"):
+        assert float(own[name]) == pytest.approx(0, abs=1e-5), name
+    assert float(own["overlap"]) == 1
+    assert float(sam2_loss(found, target, Weights(), 1.0)["dice"]) > 0.2
 
 
 def test_drawn_regions__hold_what_the_runtime_draws() -> None:

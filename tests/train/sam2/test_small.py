@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
+from tk.train.data.synth.scene import render_scene
 from tk.train.sam2 import small
-from tk.train.sam2.model import predict
+from tk.train.sam2.model import Normalisation, predict
 
 CORNERS = slice(6, 8)
 """Tokens of a box's corners, after those of object, IoU and four masks."""
@@ -55,3 +57,32 @@ def test_step__rises_at_nought_and_keeps_its_sign() -> None:
     assert torch.equal(step.sign(), distance.sign())
     torch.testing.assert_close(step, -step.flip(0))
     assert step[distance > 0.3].min() > 0.6 and step.max() < 1.5
+
+
+def test_look__filters_say_edges_as_loud_as_brightness() -> None:
+    scenes = [render_scene(seed=0, index=index, size=256).image for index in range(4)]
+    torch.manual_seed(0)
+    projection = small.small_model(256).vision_encoder.backbone.patch_embed.projection
+
+    def spreads(weight: Tensor) -> Tensor:
+        pixels = [Normalisation().pixels(torch.from_numpy(image)[None]) for image in scenes]
+        answers = [conv2d(part, weight, stride=4)[0].flatten(1) for part in pixels]
+        strengths: Tensor = torch.linalg.svdvals(torch.cat(answers, dim=1))
+        return strengths
+
+    with torch.no_grad():
+        flat = projection.weight.flatten(1)
+        torch.testing.assert_close(flat @ flat.T, torch.diag(flat.square().sum(dim=1)))
+        ours = spreads(projection.weight)
+        drawn = spreads(torch.randn_like(projection.weight))
+    assert ours[8] / ours[0] > 3 * drawn[8] / drawn[0]
+
+
+def test_listen__masks_begin_undecided() -> None:
+    torch.manual_seed(0)
+    model = small.small_model(128)
+    boxes = torch.tensor([[[20.0, 30, 80, 100], [40, 10, 120, 60]]])
+    with torch.inference_mode():
+        found = predict(model, torch.randn(1, 3, 128, 128), boxes)
+    assert found.logits.abs().mean() < 0.5
+    assert (found.iou - 0.5).abs().max() < 0.2

@@ -151,7 +151,7 @@ def test_train__from_a_folder_with_its_encoder_frozen(tmp_path: Path) -> None:
     )
     assert (config.lr, config.focal_weight, config.focal_alpha) == (2e-5, 20, 0.25)
     own = settings(tmp_path)
-    assert (own.lr, own.focal_alpha, settings(tmp_path, lr=1.0).lr) == (1.5e-3, 0.5, 1.0)
+    assert (own.lr, own.focal_alpha, settings(tmp_path, lr=1.0).lr) == (1e-3, 0.5, 1.0)
     train_sam2(config.model_copy(update={"lr": 1e-2}))
     after = load_file(config.out / "model" / "model.safetensors")
     kept = json.loads((config.out / "model" / "preprocessor_config.json").read_text())
@@ -194,6 +194,34 @@ def test_begin__the_model_of_a_replaced_run_is_gone(tmp_path: Path) -> None:
     stale.write_text("{}")
     Sam2Task(settings(tmp_path)).begin(torch.device("cpu"))
     assert not stale.exists()
+
+
+def test_task__detail_of_random_weights_learns_slowly(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "d")
+    task = Sam2Task(settings(tmp_path))
+    names = {id(p): name for name, p in task.network.named_parameters() if p.requires_grad}
+    grouped = [(names[id(p)], g) for g in task.parameter_groups(0.1) for p in g["params"]]
+    assert sorted(name for name, _ in grouped) == sorted(names.values())
+    slow = {name.rsplit(".", 1)[0] for name, group in grouped if group["lr_scale"] == 0.2}
+    laterals = {f"vision_encoder.neck.convs.{index}" for index in range(4)}
+    assert slow == {*laterals, "mask_decoder.conv_s0", "mask_decoder.conv_s1"}
+    decayed = {name for name, group in grouped if group["weight_decay"]}
+    assert "mask_decoder.conv_s0.weight" in decayed and "mask_decoder.conv_s0.bias" not in decayed
+
+    save_model(tmp_path / "start")
+    started = Sam2Task(settings(tmp_path, model=str(tmp_path / "start")))
+    assert {group["lr_scale"] for group in started.parameter_groups(0.1)} == {1.0}
+
+
+def test_task__fills_boxes_where_told(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "d")
+    losses = []
+    for fill in ({}, {"fill_box": True}, {"fill_box": False}):
+        torch.manual_seed(0)
+        task = Sam2Task(settings(tmp_path, **fill))
+        sample = task.sample(0, 0, np.random.default_rng(0))
+        losses.append(float(task.loss(task.collate([sample]), 0)["dice"].detach()))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_train__needs_masks(tmp_path: Path) -> None:

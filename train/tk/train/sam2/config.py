@@ -12,15 +12,16 @@ SMALL = "small"
 """Value of `model` that asks for random weights."""
 
 FOR_RANDOM_WEIGHTS: dict[str, Any] = {
-    "lr": 1.5e-3,
+    "lr": 1e-3,
     "batch_size": 2,
     "ema_decay": 0.995,
     "focal_weight": 2.0,
     "focal_alpha": 0.5,
     "focal_gamma": 0.0,
+    "iou_weight": 0.2,
     "all_masks": 1.0,
-    "inside_first": 0.3,
-    "objects": 6,
+    "inside_first": 0.1,
+    "fill_box": True,
 }
 """Defaults with `--model small`: there is nothing yet to be gentle with."""
 
@@ -37,7 +38,7 @@ class Sam2Config(TrainConfig):
         "Loss": (
             *("focal_weight", "focal_alpha", "focal_gamma"),
             *("dice_weight", "iou_weight", "object_weight"),
-            *("all_masks", "inside_first", "loss_scale"),
+            *("all_masks", "inside_first", "fill_box", "loss_scale"),
         ),
         **TrainConfig.sections,
     }
@@ -61,7 +62,7 @@ class Sam2Config(TrainConfig):
     )
     half: bool = Field(False, description="write OUT/model in float16, half the size")
 
-    objects: int = Field(4, ge=1, description="objects of a picture in one sample; 6 if small")
+    objects: int = Field(4, ge=1, description="objects of a picture in one sample")
     jitter: float = Field(
         0.06, ge=0, lt=0.5, description="largest error of a training box, share of its sides"
     )
@@ -89,7 +90,9 @@ class Sam2Config(TrainConfig):
         "entropy; 0 if small",
     )
     dice_weight: float = Field(1.0, ge=0, description="of the Dice loss of a mask")
-    iou_weight: float = Field(1.0, ge=0, description="of the error of the predicted IoU")
+    iou_weight: float = Field(
+        1.0, ge=0, description="of the error of the predicted IoU; 0.2 if small"
+    )
     object_weight: float = Field(1.0, ge=0, description="of the object score")
     all_masks: float = Field(
         0.0,
@@ -105,7 +108,12 @@ class Sam2Config(TrainConfig):
         description="share of the steps in which only pixels of the box and its margin count, "
         "where masks are drawn: random weights then first learn what an object is; afterwards "
         "half of the Dice loss counts all pixels, which teaches which object the box means; 0: "
-        "all pixels always; 0.3 if small",
+        "all pixels always; 0.1 if small",
+    )
+    fill_box: bool = Field(
+        False,
+        description="the last of the three masks of a box learns to fill the box, not the object: "
+        "random weights do not find out by themselves that the box matters; on if small",
     )
     loss_scale: Literal[1, 2, 4] = Field(
         1,
@@ -115,7 +123,7 @@ class Sam2Config(TrainConfig):
 
     steps: int = Field(2000, ge=1, description="optimizer steps of the whole run")
     batch_size: int = Field(4, ge=1, description="pictures per step; 2 if small")
-    lr: float = Field(2e-5, gt=0, description="peak learning rate; 1.5e-3 if --model small")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate; 1e-3 if --model small")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
     @model_validator(mode="before")

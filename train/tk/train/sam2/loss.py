@@ -138,6 +138,7 @@ def sam2_loss(
     spread: float = 0.0,
     region: Tensor | None = None,
     elsewhere: bool = False,
+    filled: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of a batch of boxes, each weighing the same.
 
@@ -148,7 +149,9 @@ def sam2_loss(
         weights: of the terms.
         spread: 0: the best mask of a box learns alone; 1: all do alike.
         region: (N, h, w) float32 0 or 1, pixels that count; None: all.
-        elsewhere: half of the Dice loss counts all pixels all the same.
+        elsewhere: half of the loss of a mask counts all pixels all the same.
+        filled: (N, h, w) float32 0..1, everything in the box: what the last mask of a box learns
+            instead of the object, on all pixels; None: it learns the object too.
 
     Returns:
         `loss` and its terms before weighting, and `overlap`, the IoU of the masks that a user
@@ -159,7 +162,12 @@ def sam2_loss(
     focal = focal_loss(found.logits, target, weights, region)
     dice = dice_loss(found.logits, target, region)
     if elsewhere:
+        focal = (focal + focal_loss(found.logits, target, weights)) / 2
         dice = (dice + dice_loss(found.logits, target)) / 2
+    if filled is not None:
+        inside, last = filled[:, None], found.logits[:, -1:]
+        focal = torch.cat([focal[:, :-1], focal_loss(last, inside, weights)], dim=1)
+        dice = torch.cat([dice[:, :-1], dice_loss(last, inside)], dim=1)
     overlap = measured_iou(found.logits.detach(), target, region)
     errors = (found.iou - overlap).abs().mean(dim=1)
     best = (weights.focal * focal + weights.dice * dice).argmin(dim=1, keepdim=True)

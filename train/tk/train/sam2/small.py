@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Sam2Config as LibraryConfig
 from transformers import Sam2Model
 
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (32, 64, 96, 128)
 """Channels at 1/4, 1/8, 1/16 and 1/32 of the canvas."""
 BLOCKS = (1, 1, 3, 1)
 WINDOWS = (8, 4, 8, 4)
@@ -19,6 +20,11 @@ WHOLE = (3,)
 HIDDEN = 96
 """Channels of pyramid and decoder; a pixel of a mask is made from an eighth of it."""
 
+BRIGHTNESS, COLOUR = 1.5, (1.0, 0.5, 0.2)
+"""Spread of the slowest wave of brightness in a patch of 7 pixels of a photo; shares of it that
+red against blue and green against both have."""
+FLAT = 6.0
+"""How much further the means of patches spread than their slowest waves."""
 
 STEEP = 3.0
 """Attention logit of a corner far to the left of a pixel; steeper ones learn more slowly."""
@@ -73,9 +79,16 @@ def small_model(side: int) -> Sam2Model:
     model: Sam2Model = made
     with torch.no_grad():
         _draw(model)
+        _look(model)
         _place(model)
         _listen(model)
     return model
+
+
+def detail(model: Sam2Model) -> nn.ModuleList:
+    """Layers that add the picture's detail to what the decoder makes of picture and box."""
+    decoder: Any = model.mask_decoder
+    return nn.ModuleList([*model.vision_encoder.neck.convs, decoder.conv_s0, decoder.conv_s1])
 
 
 def _draw(model: Sam2Model) -> None:
@@ -90,11 +103,54 @@ def _draw(model: Sam2Model) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.ConvTranspose2d):
-            module.reset_parameters()
+            # Its stride is its side: an output pixel comes from one tap of each channel.
+            nn.init.normal_(module.weight, std=len(module.weight) ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
     nn.init.normal_(model.prompt_encoder.point_embed.weight, std=0.3)
     nn.init.normal_(model.prompt_encoder.no_mask_embed.weight, std=0.1)
+
+
+def _look(model: Sam2Model) -> None:
+    """Let the encoder see outlines from the first step on.
+
+    Of a random filter's answers nearly all is the brightness of the place, and outlines drown in
+    it. Cosines, each divided by what it usually answers, say brightness, colour and edges equally
+    loud; what the blocks add to them is quiet.
+    """
+    backbone: Any = model.vision_encoder.backbone
+    kernel = backbone.patch_embed.projection.weight
+    kernel.copy_(_cosines(len(kernel), kernel.shape[-1]))
+    for block in backbone.blocks:
+        block.attn.proj.weight.mul_(0.5)
+        block.mlp.proj_out.weight.mul_(0.5)
+
+
+def _cosines(count: int, side: int) -> Tensor:
+    """Filters of a cosine transform, the slowest first, that answer a photo with a spread of 1.
+
+    Returns:
+        (count, 3, side, side) float32.
+    """
+    place = (torch.arange(side) + 0.5) / side
+    waves = torch.stack([torch.cos(math.pi * k * place) for k in range(side)])
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    opponents = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]])
+    opponents = opponents / opponents.norm(dim=1, keepdim=True)
+    # As picture formats do: less detail of colour than of brightness.
+    order = sorted(
+        itertools.product(range(3), range(side), range(side)),
+        key=lambda which: math.hypot(*which[1:]) + 1.5 * (which[0] > 0),
+    )
+    filters = []
+    for colour, down, across in order[:count]:
+        pace = math.hypot(down, across)
+        spread = BRIGHTNESS * COLOUR[colour] * (1 / pace if pace else FLAT)
+        plane = waves[down][:, None] * waves[across][None, :] / spread
+        filters.append(opponents[colour][:, None, None] * plane)
+    return torch.stack(filters)
 
 
 def _place(model: Sam2Model) -> None:
@@ -118,7 +174,9 @@ def _listen(model: Sam2Model) -> None:
     With an ordinary draw attention is nearly uniform, so every token becomes the mean of all and
     every pixel hears the same of the box: training then stays for a thousand steps and more at
     masks that do not depend on the box. Here a token first keeps what it is, what the picture
-    adds to it is quiet, and a pixel hears on which side of the box's edges it lies.
+    adds to it is quiet, and a pixel hears on which side of the box's edges it lies. Masks begin
+    undecided: loud ones cost a hundred steps of taking back what was never learned, and some
+    runs do not survive them.
     """
     transformer: Any = model.mask_decoder.transformer
     for index, layer in enumerate(transformer.layers):
@@ -136,6 +194,10 @@ def _listen(model: Sam2Model) -> None:
     _match_places(transformer.final_attn_token_to_image, 0.1)
     for lateral in model.vision_encoder.neck.convs:
         lateral.weight.mul_(0.3)
+    decoder: Any = model.mask_decoder
+    for head in decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.mul_(0.5)
+    decoder.iou_prediction_head.proj_out.weight.mul_(0.1)
 
 
 def _match_places(attention: Any, loudness: float) -> None:

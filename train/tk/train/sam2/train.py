@@ -20,14 +20,18 @@ from tk.train.run.checkpoint import load_checkpoint, load_weights
 from tk.train.run.distributed import is_main
 from tk.train.run.launch import launch
 from tk.train.run.loop import fit, prepare
-from tk.train.run.task import TrainTask
-from tk.train.sam2.config import Sam2Config
+from tk.train.run.task import TrainTask, decay_groups
+from tk.train.sam2.config import SMALL, Sam2Config
 from tk.train.sam2.data import CanvasStore, Sample, make_sample
-from tk.train.sam2.loss import Weights, drawn_regions, sam2_loss
+from tk.train.sam2.loss import Weights, drawn_regions, filled_boxes, sam2_loss
 from tk.train.sam2.model import freeze, predict, side_of, write_model
 from tk.train.sam2.open import open_model
 from tk.train.sam2.segment import scene_overlaps
+from tk.train.sam2.small import detail
 from tk.train.scenes.coco import Scene, read_scenes, split
+
+DETAIL_RATE = 0.2
+"""Learning rate of the layers that add the picture's detail, as a share, with random weights."""
 
 
 class Sam2Task(TrainTask):
@@ -67,6 +71,17 @@ class Sam2Task(TrainTask):
         if is_main():
             shutil.rmtree(self.config.out / RESULT, ignore_errors=True)
 
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Random weights: slower where detail would drown the box before it is understood."""
+        if self.config.model != SMALL:
+            return super().parameter_groups(weight_decay)
+        slow = detail(self.network)
+        slow_ones = {id(parameter) for parameter in slow.parameters()}
+        groups = super().parameter_groups(weight_decay)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in slow_ones]
+        return [*groups, *decay_groups(slow, weight_decay, DETAIL_RATE)]
+
     def sample(self, index: int, epoch: int, rng: np.random.Generator) -> Sample:
         """Some objects of a picture and their masks."""
         return make_sample(self.store[index], self.config, self.cells, rng)
@@ -99,7 +114,10 @@ class Sam2Task(TrainTask):
         if config.inside_first:
             region = drawn_regions(boxes.flatten(0, 1), self.image_spec.width, target.shape[-1])
         elsewhere = step >= config.inside_first * config.steps
-        return sam2_loss(found, target, weights, config.all_masks, region, elsewhere)
+        filled = None
+        if config.fill_box:
+            filled = filled_boxes(boxes.flatten(0, 1), self.image_spec.width, target.shape[-1])
+        return sam2_loss(found, target, weights, config.all_masks, region, elsewhere, filled)
 
     def evaluate(self) -> dict[str, float]:
         """Mean IoU of the masks of true boxes, at the resolution of the held-out images."""
