@@ -105,9 +105,18 @@ def write_tables(
     write_bytes(run / "detailed_metrics.csv", _csv(_DETAILS, _details(classes, predictions, rows)))
 
 
+BOLD = 1.25
+"""Width of a bold letter over that of a plain one."""
+
+
 def draw_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     """The table as a picture."""
-    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
+    # the header is bold, so its letters are wider
+    wide = [round(len(title) * BOLD) for title in header]
+    widths = [
+        max(title, *map(len, column)) + 2
+        for title, column in zip(wide, zip(*rows, strict=True), strict=True)
+    ]
     total = sum(widths)
     with style():
         figure = new_figure(0.078 * total, 0.34 * (len(rows) + 1) + 0.2)
