@@ -50,7 +50,7 @@ POWER = "two = Constant <value_float = 2.0> ()\n square = Pow (centred, two)"
 TIMES = "square = Mul (centred, centred)"
 
 BATCH_TABLE = """
-    n = Shape <start = 0, end = 1> (image)
+    n = Shape <start = 0, end = 1> (x)
     eight = Constant <value_ints = [8]> ()
     wide = Concat <axis = 0> (n, eight)
     ones = ConstantOfShape <value = float[1] {1.0}> (wide)
@@ -62,10 +62,10 @@ BATCH_TABLE = """
     "body",
     [
         "out = Identity (y)",
-        # The batch size, read beside the first Cast, lays a constant out over the batch.
+        # The batch size, read behind the first Cast, lays a constant out over the batch.
         BATCH_TABLE.replace("AXIS", "out = Add (y, ones)"),
         # Rows of a batch picked by integers, as adaptive pooling is exported.
-        """n = Shape <start = 0, end = 1> (image)
+        """n = Shape <start = 0, end = 1> (x)
         none = Constant <value_ints = [0]> ()
         length = Squeeze (n, none)
         zero = Constant <value_int = 0> ()
@@ -122,6 +122,10 @@ def test_lint__good_graphs_pass(body: str) -> None:
             ("NonZero", "shape that depends on the content"),
         ),
         (
+            BATCH_TABLE.replace("(x)", "(image)").replace("AXIS", "out = Add (y, ones)"),
+            ("Shape, gives n", "reads the uint8 input image", "only a Cast"),
+        ),
+        (
             """form = Constant <value_ints = [2, 8]> ()
             out = Reshape (y, form)""",
             ("output out is (2, 8) for a batch of 3", "baked in"),
@@ -170,7 +174,7 @@ def sample(opset: int, mode: str) -> onnx.ModelProto:
     one = Constant <value_ints = [1, 1, 1, 8]> ()
     last = Constant <value_ints = [0]> ()
     four = Unsqueeze (y, axes)
-    n = Shape <start = 0, end = 1> (image)
+    n = Shape <start = 0, end = 1> (x)
     rest = Constant <value_ints = [1, 8, 2]> ()
     form = Concat <axis = 0> (n, rest)
     grid = Expand (centre, form)

@@ -17,6 +17,7 @@ from tk.export.fold import fold_constants
 from tk.export.lint import lint
 from tk.export.lower import lower
 from tk.export.model import ExportPart
+from tk.export.sizes import plain_sizes
 from tk.runtime.backends.base import Arrays
 from tk.runtime.errors import CheckFailed, TkError
 from tk.runtime.manifest import Part
@@ -68,6 +69,7 @@ def to_onnx(
     if opset not in OPSETS:
         raise TkError(f"opset {opset} is not written", expected=" or ".join(map(str, OPSETS)))
     model = _traced(part, example)
+    plain_sizes(model.graph)
     fold_constants(model)
     must_be_fit(model, part.spec, OPSET)
     if opset != OPSET:

@@ -33,9 +33,9 @@ def lint(model: onnx.ModelProto, spec: Part, opset: int) -> Iterator[str]:
     """Yield one sentence per promise that a graph breaks.
 
     Promises: the ONNX checker passes; the opset is the one asked for; no control flow; GridSample
-    as TensorRT reads it; LayerNormalization whole; names, types and shapes as in `spec`, with only
-    its named axes free; every inner shape static but for them; tables are constants; weights are
-    finite.
+    as TensorRT reads it; pictures go into a Cast and nowhere else; LayerNormalization whole; names,
+    types and shapes as in `spec`, with only its named axes free; every inner shape static but for
+    them; tables are constants; weights are finite.
 
     Args:
         model: graph with its weights inside.
@@ -50,6 +50,7 @@ def lint(model: onnx.ModelProto, spec: Part, opset: int) -> Iterator[str]:
         return
     yield from check_opset(model, opset)
     yield from check_operators(model, opset)
+    yield from check_pictures(model.graph)
     yield from check_layer_norm(model.graph)
     declared = list(check_interface(model.graph, spec))
     yield from declared
@@ -80,6 +81,17 @@ def check_operators(model: onnx.ModelProto, opset: int) -> Iterator[str]:
                 yield f"node {label(node)} is GridSample of opset {opset}, below 20 is needed"
             elif mode not in GRID_SAMPLE_MODES:
                 yield f"node {label(node)} has mode {mode!r}, which opset {opset} does not know"
+
+
+def check_pictures(graph: onnx.GraphProto) -> Iterator[str]:
+    """A uint8 input is cast before anything else is done with it, see `tk.export.sizes`."""
+    pictures = {
+        value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8
+    }
+    for node in graph.node:
+        read = sorted(pictures.intersection(node.input))
+        if read and node.op_type != "Cast":
+            yield f"node {label(node)} reads the uint8 input {read[0]}, which only a Cast may"
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
