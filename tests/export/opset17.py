@@ -10,12 +10,15 @@ import onnxruntime as ort
 
 from tk.export.lint import lint
 from tk.export.lower import lower
+from tk.export.tensorrt.reads import complaints
 from tk.runtime.backends.base import Arrays
 from tk.runtime.bundle import Bundle
 
 
 def run_in_both(folder: Path, part: str, inputs: Arrays) -> Arrays:
     """Run a part as it ships and lowered; the lowered graph must be fit to ship, and equal.
+
+    TensorRT must be documented to read both.
 
     Returns:
         Outputs of the graph that ships.
@@ -24,6 +27,7 @@ def run_in_both(folder: Path, part: str, inputs: Arrays) -> Arrays:
     lowered = lower(graph)
     assert lowered.opset_import[0].version == 17
     assert list(lint(lowered, Bundle.open(folder).manifest.parts[part], 17)) == []
+    assert list(complaints(graph, "10.3")) == list(complaints(lowered, "8.6")) == []
     expected, found = _run(graph, inputs), _run(lowered, inputs)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)

@@ -23,6 +23,7 @@ from tk.export.pictures import load_pictures
 from tk.export.precision.emulated_session import EMULATED
 from tk.export.reach import sum_up
 from tk.export.request import PRECISIONS, Request, words
+from tk.export.tensorrt.check import check_bundle
 from tk.export.write import write_bundle
 from tk.runtime.bundle import Bundle
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
@@ -125,6 +126,17 @@ def test_precisions__opset_17_at_every_one(images: Path, tmp_path: Path) -> None
     for precision in PRECISIONS:
         graph = onnx.load(tmp_path / "b" / f"model.{precision}.onnx")
         assert graph.opset_import[0].version == 17
+    refused = {o.precision: o.refused for o in check_bundle(tmp_path / "b", (), "8.6")}
+    assert [name for name, why in refused.items() if why] == ["bf16"], refused
+    assert "no bfloat16" in refused["bf16"][0]
+
+
+@pytest.mark.parametrize("version", ["10.3", "10.16", "11.4"])
+def test_precisions__newer_tensorrt_reads_every_one(
+    whole: tuple[Path, list[str]], version: str
+) -> None:
+    outlooks = check_bundle(whole[0], (), version)
+    assert [(o.precision, o.refused) for o in outlooks] == [(name, []) for name in PRECISIONS]
 
 
 def test_search__keeps_the_block_that_half_precision_breaks(images: Path, tmp_path: Path) -> None:

@@ -30,13 +30,15 @@ class Fake:
 
     Attributes:
         module: put this into `sys.modules["tensorrt"]`.
-        calls: (class, method, arguments), in order.
+        calls: (class, method, arguments), in order; the class of a function is "".
+        plugins: whether the library of plugins can be loaded.
     """
 
     def __init__(self, version: str, behaviour: Behaviour) -> None:
         self.api = table(version)
         self.behaviour = behaviour
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.plugins = True
         self.module = ModuleType("tensorrt")
         setattr(self.module, "__version__", self.api["version"])  # noqa: B010
         for name, members in self.api["enums"].items():
@@ -44,11 +46,17 @@ class Fake:
                 setattr(self.module, name, _enum(name, members))
         for name in self.api["classes"]:
             setattr(self.module, name, self._class(name))
+        if "init_libnvinfer_plugins" in self.api["names"]:
+            setattr(self.module, "init_libnvinfer_plugins", self._plugins)  # noqa: B010
         for name, members in self.api["enums"].items():
             if "." in name:
                 owner, _, inner = name.partition(".")
                 made = _enum(inner, members)
                 setattr(getattr(self.module, owner), inner, made)
+
+    def _plugins(self, logger: Any, namespace: str) -> bool:
+        self.calls.append(("", "init_libnvinfer_plugins", (logger, namespace)))
+        return self.plugins
 
     def called(self, method: str) -> list[tuple[Any, ...]]:
         """Arguments of each call of a method."""

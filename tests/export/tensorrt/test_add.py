@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.export.tensorrt.world import PART, World, half_json, world_maker
+from tests.export.tensorrt.world import PART, Layer, World, half_json, world_maker
 
 from tk.cli import run as run_cli
 from tk.export.tensorrt.add import add_plans
@@ -85,7 +86,7 @@ def plan_name(world: World, precision: str) -> str:
 
 @pytest.mark.parametrize("version", ["8.6", "10.3", "10.13", "11.4"])
 def test_add__a_plan_that_runs(make: Make, bundle: Path, version: str) -> None:
-    world = make(version, layers=[("cast", "FLOAT"), ("product", "FLOAT")])
+    world = make(version, layers=[Layer("cast", "x"), Layer("product", "embedding")])
     before = Bundle.open(bundle).sha256
 
     added = add_plans(bundle, ["fp16"], OPTIONS)
@@ -291,3 +292,60 @@ def test_bundle__is_what_it_says(bundle: Path) -> None:
     for precision in ("fp32", "fp16"):
         assert graph_precision(onnx.load(bundle / f"model.{precision}.onnx")) == precision
     assert read_json(bundle / PARITY)["verdicts"]
+
+
+def command(patch: pytest.MonkeyPatch, *words: str) -> int:
+    """Exit code of a command line."""
+    patch.setattr("sys.argv", ["tk", *words])
+    with pytest.raises(SystemExit) as caught:
+        run_cli()
+    return int(caught.value.code or 0)
+
+
+def test_check__tells_without_a_gpu_what_would_be_read(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in bundle.rglob("*"))
+    assert command(monkeypatch, "plan", str(bundle), "--check", "8.6") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "nothing was built" in lines[0]
+    assert lines[1] == "ok   model fp32: from model.fp32.onnx, 2 nodes"
+    assert lines[2].startswith("ok   model fp16: from model.fp32.onnx, 2 nodes, 2 of them bound")
+    assert sorted(path.name for path in bundle.rglob("*")) == before
+    assert command(monkeypatch, "plan", str(bundle), "--precision", "fp16", "--check", "11.4") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "ok   model fp16: from model.fp16.onnx, 2 nodes"
+    ]
+
+
+def test_check__what_would_be_refused_is_an_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, artifacts = Bundle.open(bundle).manifest, []
+    for artifact in manifest.artifacts:
+        model = onnx.load(bundle / artifact.file)
+        model.opset_import[0].version = 18
+        data = model.SerializeToString()
+        (bundle / artifact.file).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        artifacts.append(replace(artifact, sha256=digest, bytes=len(data)))
+    write_json(bundle / MANIFEST, manifest.with_artifacts(artifacts, manifest.files).to_json())
+    assert command(monkeypatch, "plan", str(bundle), "--check", "8.6") == 1
+    caught = capsys.readouterr()
+    assert "FAIL model fp32: " in caught.out and "opset 18; this TensorRT reads up to" in caught.out
+    assert "--opset 17" in caught.err
+    assert command(monkeypatch, "plan", str(bundle), "--check", "10.2") == 1, (
+        "a release that is refused whole"
+    )
+    assert "#24367" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version", ["8.5", "9.2", "12.0", "new", "7"])
+def test_check__versions_that_are_not_built_for(
+    bundle: Path,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(monkeypatch, "plan", str(bundle), "--check", version) == 2
+    assert "8.6, 10 or 11" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.export.tensorrt.tables import VERSIONS
-from tests.export.tensorrt.world import PART, World, half_json, world_maker
+from tests.export.tensorrt.world import PART, Layer, World, half_json, world_maker
 
 from tk.export.tensorrt import flags, timing_cache
 from tk.export.tensorrt.build import Plan, build_plan, plan_file
@@ -158,21 +158,18 @@ def test_build__tf32_is_off_unless_asked_for(make: Make, tmp_path: Path, tf32: b
 
 
 def test_build__8_6_keeps_layers_in_float32(make: Make, tmp_path: Path) -> None:
-    layers = [("norm", "FLOAT"), ("norm_1", "FLOAT"), ("norm_shape", "INT32"), ("conv", "FLOAT")]
-    world = make("8.6", layers=layers)
-    build(world, tmp_path, keep=("norm", "norm_shape"))
+    world = make("8.6", layers=[Layer("(Unnamed Layer* 0) [Normalization]", "y")])
+    plan = build(world, tmp_path, keep=("node",))
     assert {"FP16", "OBEY_PRECISION_CONSTRAINTS"} <= world.config.set_flags
-    float32 = world.trt.DataType.FLOAT
-    kept = {
-        layer.name for layer in world.network.layers if layer.__dict__.get("precision") == float32
-    }
-    assert kept == {"norm", "norm_1"}, "a layer of whole numbers cannot be bound"
-    assert [layer.__dict__.get("bound") for layer in world.network.layers[:2]] == [float32] * 2
+    (layer,) = world.network.layers
+    assert layer.__dict__["precision"] == layer.__dict__["bound"] == world.trt.DataType.FLOAT
+    assert plan.warnings == []
 
 
 def test_build__8_6_node_to_keep_is_no_layer(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(TkError, match="nowhere"):
-        build(make("8.6"), tmp_path, keep=("nowhere",))
+    with pytest.warns(RuntimeWarning, match="no layer of 1 of 1 nodes.*: nowhere; the parity gate"):
+        plan = build(make("8.6"), tmp_path, keep=("nowhere",))
+    assert len(plan.warnings) == 1, "the parity report holds it"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +234,45 @@ def test_build__gpu_memory_too_small(make: Make, tmp_path: Path) -> None:
 def test_build__graph_that_tensorrt_cannot_read(make: Make, tmp_path: Path) -> None:
     with pytest.raises(TkError, match="node 7: LayerNormalization is unknown"):
         build(make("8.6", parser_errors=["LayerNormalization is unknown"]), tmp_path)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_build__plugins_are_known_before_the_graph_is_read(
+    make: Make, tmp_path: Path, version: str
+) -> None:
+    """RoiAlign is a plugin; unknown, it stops the parser."""
+    world = make(version)
+    build(world, tmp_path)
+    names = [name for _, name, _ in world.fake.calls]
+    assert names.index("init_libnvinfer_plugins") < names.index("parse_from_file")
+    world.fake.plugins = False
+    with pytest.raises(TkError, match="does not load its plugins"):
+        build(world, tmp_path)
+
+
+def test_build__version_compatible_with_a_plugin_is_refused(make: Make, tmp_path: Path) -> None:
+    make("10.13")
+    file = write_graph(tmp_path, "fp16")
+    model = onnx.load(file)
+    model.graph.node[0].op_type = "RoiAlign"
+    onnx.save(model, file)
+    options = BuildOptions(precision="fp16", version_compatible=True)
+    with pytest.raises(TkError, match="cannot hold RoiAlign"):
+        build_plan(file, PART, "model", options)
+
+
+def test_build__8_6_gets_a_graph_that_it_reads(make: Make, tmp_path: Path) -> None:
+    """The parts of shapes, which its parser would take for whole ones; the file stays."""
+    world = make("8.6")
+    file = write_graph(tmp_path, "fp32")
+    model = onnx.load(file)
+    model.graph.node.append(helper.make_node("Shape", ["x"], ["n"], start=0, end=1))
+    onnx.save(model, file)
+    data = file.read_bytes()
+    build_plan(file, PART, "model", BuildOptions(precision="fp16"))
+    (parsed,) = world.parsed
+    assert [node.op_type for node in parsed.graph.node] == ["MatMul", "Shape", "Slice"]
+    assert file.read_bytes() == data and world.fake.called("parse")[0][1] == str(file)
 
 
 def test_build__no_builder(make: Make, tmp_path: Path) -> None:

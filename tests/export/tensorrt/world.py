@@ -6,9 +6,11 @@ import ctypes
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tests.export.tensorrt.fake_cuda import FakeCuda
 from tests.export.tensorrt.fake_trt import Behaviour, Fake
@@ -54,12 +56,31 @@ def half_json(version: str, words: tuple[str, str] = ("Half", "Float")) -> str:
     return json.dumps({"Layers": layers, **ends})
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a parsed network.
+
+    Attributes:
+        name: of the layer.
+        gives: name of its output.
+        kind, reads: members of DataType, of its output and its input.
+        type: member of LayerType.
+    """
+
+    name: str
+    gives: str
+    kind: str = "FLOAT"
+    reads: str = "FLOAT"
+    type: str = "ELEMENTWISE"
+
+
 class World:
     """What happens is decided by its attributes; see their defaults.
 
     Attributes:
         spec: tensor -> (is input, member of DataType, shape with -1, low, high).
-        layers: of the parsed network: (name, member of DataType of its output).
+        layers: of the parsed network.
+        parsed: graphs that the parser was given as bytes.
         log: (severity, text) that the build says.
         width: numbers of one row, in and out.
         builds: whether a build gives a plan.
@@ -79,7 +100,8 @@ class World:
         }
         self.gpus = [GPU]
         self.high, self.width = 16, 4
-        self.layers: list[tuple[str, str]] = [("conv", "FLOAT"), ("norm", "FLOAT")]
+        self.layers = [Layer("conv", "conv_out"), Layer("norm", "norm_out")]
+        self.parsed: list[onnx.ModelProto] = []
         self.log: list[tuple[str, str]] = []
         self.parser_errors: list[str] = []
         self.builds = self.loadable = True
@@ -112,7 +134,9 @@ class World:
             ("INetworkDefinition", "get_layer"): lambda network, index: network.layers[index],
             ("Builder", "create_network"): self._network,
             ("OnnxParser", "__init__"): self._parser,
+            ("OnnxParser", "parse"): self._parse,
             ("ILayer", "get_output"): lambda layer, index: layer.output,
+            ("ILayer", "get_input"): lambda layer, index: layer.input,
             ("ILayer", "set_output_type"): lambda layer, i, t: layer.__dict__.update(bound=t),
             ("IBuilderConfig", "set_flag"): lambda config, flag: _flags(config).add(flag.name),
             ("IBuilderConfig", "clear_flag"): lambda c, flag: _flags(c).discard(flag.name),
@@ -155,11 +179,27 @@ class World:
 
     def _parser(self, parser: Any, network: Any, logger: Any) -> None:
         parser.__dict__["num_errors"] = len(self.parser_errors)
-        for name, kind in self.layers:
-            dtype = self.trt.DataType[kind]
-            output = self.fake.new("ITensor", dtype=dtype, is_shape_tensor=False)
-            network.layers.append(self.fake.new("ILayer", name=name, num_outputs=1, output=output))
+        network.layers.extend(self._layer(layer) for layer in self.layers)
         network.__dict__["num_layers"] = len(self.layers)
+
+    def _parse(self, parser: Any, data: bytes, path: str) -> bool:
+        self.parsed.append(onnx.load_model_from_string(data))
+        return not self.parser_errors
+
+    def _layer(self, layer: Layer) -> Any:
+        def tensor(kind: str, name: str = "") -> Any:
+            dtype = self.trt.DataType[kind]
+            return self.fake.new("ITensor", name=name, dtype=dtype, is_shape_tensor=False)
+
+        return self.fake.new(
+            "ILayer",
+            name=layer.name,
+            type=self.trt.LayerType[layer.type],
+            num_inputs=1,
+            num_outputs=1,
+            input=tensor(layer.reads),
+            output=tensor(layer.kind, layer.gives),
+        )
 
     def _parser_error(self, parser: Any, index: int) -> Any:
         error = self.fake.new("ParserError")

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
 
+from tk.export.tensorrt.choose import asked_of, graphs_of, source_of
+from tk.export.tensorrt.flags import can_be_strong
 from tk.export.tensorrt.options import BuildOptions
-from tk.runtime.backends.registry import PRECISIONS
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.bundle import MANIFEST, Bundle
 from tk.runtime.choice import read_wish
-from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.errors import CheckFailed, EnvironmentLacks
 from tk.runtime.files import locked, write_bytes, write_json
 from tk.runtime.manifest import Artifact
 from tk.runtime.verify import VerifyRow, judge, record
@@ -57,17 +58,11 @@ def add_plans(path: Path, precisions: Sequence[str], options: BuildOptions) -> A
         CheckFailed: a plan does not give the answers of the PyTorch model; nothing was kept.
     """
     bundle = Bundle.open(path)
-    having = {a.precision for a in bundle.manifest.artifacts if a.kind == "onnx"}
-    asked = tuple(precisions) or tuple(name for name in PRECISIONS if name in having)
-    if lost := [name for name in asked if name not in having]:
-        raise TkError(
-            f"bundle {path.name} has no graph in {lost[0]} to build a plan from",
-            found=", ".join(sorted(having)),
-            fix=f"tk export SOURCE {path} --images DIR --precision {lost[0]}, where PyTorch is",
-        )
+    asked = asked_of(bundle, precisions)
     _must_build()
-    graphs = _graphs(bundle, asked)
-    plans = [_build(bundle, graph, options, precision) for precision, graph in graphs]
+    plans = [
+        _build(bundle, graph, options, precision) for precision, graph in graphs_of(bundle, asked)
+    ]
     with locked(path.with_name(f"{path.name}.plans")):
         return _keep(path, plans, asked)
 
@@ -79,27 +74,14 @@ def _must_build() -> None:
         raise EnvironmentLacks("building a plan needs the package onnx", fix="pip install onnx")
 
 
-def _graphs(bundle: Bundle, asked: Sequence[str]) -> list[tuple[str, Artifact]]:
-    """(Precision, graph) of each plan; of a part that lacks a precision its float32 graph, once."""
-    found: dict[tuple[str, str], Artifact] = {}
-    for part in bundle.manifest.parts:
-        own = {
-            a.precision: a for a in bundle.manifest.artifacts if a.part == part and a.kind == "onnx"
-        }
-        for precision in asked:
-            taken = precision if precision in own else "fp32"
-            if taken in own:
-                found.setdefault((part, taken), own[taken])
-    return [(precision, graph) for (_, precision), graph in found.items()]
-
-
 def _build(
     bundle: Bundle, graph: Artifact, options: BuildOptions, precision: str
 ) -> tuple[bytes, Artifact]:
     from tk.export.tensorrt.build import build_plan
 
     part = bundle.manifest.parts[graph.part]
-    source, keep = _source(bundle, graph, precision)
+    strong = can_be_strong(library.load())
+    source, keep = source_of(bundle, graph, precision, strong=strong)
     own = replace(
         options,
         precision=precision,
@@ -109,32 +91,6 @@ def _build(
     )
     plan = build_plan(bundle.path / source, part, graph.part, own, bundle.manifest.source)
     return plan.data, plan.artifact
-
-
-def _source(bundle: Bundle, graph: Artifact, precision: str) -> tuple[str, tuple[str, ...]]:
-    """The graph that TensorRT reads, and the nodes that it is told to keep in float32.
-
-    Types of the graph bind TensorRT 10 and newer. 8.6 chooses them itself, so it gets the float32
-    graph and the list of what must not be lowered, as far as the graph itself tells.
-    """
-    from tk.export.tensorrt.flags import can_be_strong
-
-    if precision not in ("fp16", "bf16") or can_be_strong(library.load()):
-        return graph.file, ()
-    import onnx
-
-    from tk.export.precision.cast import float32_nodes
-    from tk.export.precision.formats import Precision
-    from tk.export.precision.keep import default_keep
-
-    (float32,) = [
-        a.file
-        for a in bundle.manifest.artifacts
-        if a.part == graph.part and a.kind == "onnx" and a.precision == "fp32"
-    ]
-    model = onnx.load(bundle.path / float32, load_external_data=False)
-    low: Precision = "fp16" if precision == "fp16" else "bf16"
-    return float32, float32_nodes(model, low, default_keep(model, low).keys())
 
 
 def _keep(path: Path, plans: Sequence[tuple[bytes, Artifact]], asked: Sequence[str]) -> Added:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from tk.export.tensorrt import flags, timing_cache
+from tk.export.tensorrt.adapt import adapt
 from tk.export.tensorrt.inspect import Found, check_found, inspect
 from tk.export.tensorrt.known_bad import check_known_bad
 from tk.export.tensorrt.options import BuildOptions
@@ -22,13 +23,16 @@ from tk.export.tensorrt.traits import find_traits
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.backends.tensorrt.dtypes import has_type
 from tk.runtime.backends.tensorrt.gpu import Gpu
-from tk.runtime.backends.tensorrt.log import Log
+from tk.runtime.backends.tensorrt.log import Log, warn
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.files import sha256_file
 from tk.runtime.manifest import Artifact, Part, TensorSpec
 from tk.runtime.progress import progress
 
 FOLDER = "plans"
+
+PLUGINS = frozenset({"RoiAlign"})
+"""Operators that the parser gives to plugins that come with TensorRT."""
 
 USUAL = 32
 """Size of free axes other than the batch that tactics are timed at: tokens of eleven tools."""
@@ -41,7 +45,7 @@ class Plan:
     Attributes:
         data: the serialized engine.
         artifact: what the manifest says of it.
-        warnings: of the table of known-bad pairs.
+        warnings: of the table of known-bad pairs, and what could not be kept in float32.
     """
 
     data: bytes
@@ -75,7 +79,8 @@ def build_plan(
     Raises:
         EnvironmentLacks: no GPU, no TensorRT, too little GPU memory, or a precision that the GPU
             does not compute in.
-        TkError: TensorRT refuses the graph; with the lines that it logged.
+        TkError: TensorRT refuses the graph; with the lines that it logged. Or the options ask for
+            what this graph cannot have.
         CheckFailed: the plan does not run at the precision that was asked for.
         KeyboardInterrupt: Ctrl-C, once TensorRT has stopped; nothing was written.
     """
@@ -85,11 +90,14 @@ def build_plan(
     _check_types(trt, part)
     content = onnx.load(graph, load_external_data=False)
     typing = check_graph(trt, content, options)
+    _check_plugins(content, options)
     traits = find_traits(content, source or {}, options, gpu)
     warnings = check_known_bad(version, traits, part_name)
     file = plan_file(part_name, options.precision, version, gpu)
     started = time.monotonic()
-    data, found = _Build(trt, gpu, graph, part, options, typing).run(file, _float_bytes(content))
+    float_bytes = _float_bytes(content)
+    build = _Build(trt, gpu, graph, content, part, options, typing)
+    data, found = build.run(file, float_bytes)
     facts = {
         "tensorrt": version,
         "sm": gpu.sm,
@@ -110,18 +118,25 @@ def build_plan(
     }
     digest = hashlib.sha256(data).hexdigest()
     made = Artifact(file, digest, len(data), part_name, "plan", options.precision, facts)
-    return Plan(data, made, warnings)
+    return Plan(data, made, [*warnings, *build.warnings])
 
 
 class _Build:
     """The objects of one build, which must live as long as it runs."""
 
     def __init__(
-        self, trt: Any, gpu: Gpu, graph: Path, part: Part, options: BuildOptions, typing: str
+        self,
+        trt: Any,
+        gpu: Gpu,
+        graph: Path,
+        content: onnx.ModelProto,
+        part: Part,
+        options: BuildOptions,
+        typing: str,
     ) -> None:
         self.trt, self.gpu, self.graph, self.part = trt, gpu, graph, part
-        self.options, self.typing = options, typing
-        self.log = Log(trt)
+        self.content, self.options, self.typing = content, options, typing
+        self.log, self.warnings = Log(trt), list[str]()
 
     def run(self, name: str, float_bytes: int) -> tuple[bytes, Found]:
         """Parse, configure, build, look inside."""
@@ -130,6 +145,7 @@ class _Build:
             builder = trt.Builder(self.log.logger)
         except TypeError as error:  # its factory gave a null pointer
             raise self._failed("TensorRT makes no builder") from error
+        library.register_plugins(trt, self.log.logger)
         network = builder.create_network(flags.network_flags(trt))
         parser = trt.OnnxParser(network, self.log.logger)
         self._parse(parser)
@@ -137,7 +153,9 @@ class _Build:
         self._configure(config)
         config.add_optimization_profile(self._profile(builder))
         if self.typing == WEAK:
-            set_weak_types(trt, network, config, options)
+            self.warnings = set_weak_types(trt, network, config, self.content.graph, options)
+            for text in self.warnings:
+                warn(text + "; the parity gate decides")
         data = self._serialize(builder, network, config, name)
         found = self._inspect(data)
         check_found(found, options.precision, len(data), float_bytes, name)
@@ -146,7 +164,11 @@ class _Build:
     def _parse(self, parser: Any) -> None:
         # Standard since 10; 8.6 would compute instance norm in a plugin that loses precision.
         parser.set_flag(self.trt.OnnxParserFlag.NATIVE_INSTANCENORM)
-        if not parser.parse_from_file(str(self.graph)):
+        if adapt(self.content, weak=self.typing == WEAK):
+            read = parser.parse(self.content.SerializeToString(), str(self.graph))
+        else:
+            read = parser.parse_from_file(str(self.graph))
+        if not read:
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             texts = [f"node {error.node()}: {error.desc()}" for error in errors]
             raise TkError(
@@ -255,6 +277,16 @@ def _check_types(trt: Any, part: Part) -> None:
                 f"TensorRT {trt.__version__} has no {spec.dtype}, the type of {spec.name!r}",
                 fix="use TensorRT 10 or newer, or export this part with int32 inputs",
             )
+
+
+def _check_plugins(graph: onnx.ModelProto, options: BuildOptions) -> None:
+    found = PLUGINS.intersection(node.op_type for node in graph.graph.node)
+    if options.version_compatible and found:
+        raise TkError(
+            f"a version-compatible plan cannot hold {', '.join(sorted(found))}: it is a plugin of "
+            "TensorRT, which tensorrt_lean lacks",
+            fix="build without --version-compatible, on each version of TensorRT",
+        )
 
 
 def _float_bytes(graph: onnx.ModelProto) -> int:

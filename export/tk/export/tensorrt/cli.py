@@ -9,6 +9,9 @@ import typer
 
 from tk.cli import single
 
+SHOWN = 5
+"""Complaints about one graph that are listed."""
+
 
 def plan(
     bundle: Annotated[
@@ -58,6 +61,14 @@ def plan(
             help="Folder that keeps timings of kernels between builds: they get shorter.",
         ),
     ] = None,
+    check: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION",
+            help="Build nothing: say what TensorRT of this version (8.6, 10.3, …) would not read, "
+            "by its documentation. Works anywhere, without a GPU.",
+        ),
+    ] = "",
 ) -> None:
     """Build TensorRT plans from the graphs of a bundle, and prove them. No PyTorch needed.
 
@@ -67,6 +78,9 @@ def plan(
     CUDA_VISIBLE_DEVICES chooses another.
 
     Example: tk plan bundles/detector --precision fp16
+
+    Example, on the computer where the bundle was made, before it goes to a Jetson of JetPack 6.0:
+    tk plan bundles/detector --check 8.6
     """
     from tk.export.tensorrt.add import add_plans
     from tk.export.tensorrt.options import BuildOptions
@@ -75,6 +89,9 @@ def plan(
     names = [name.strip() for name in precision.split(",") if name.strip()]
     for name in names:
         check_names("auto", name)
+    if check:
+        _look_ahead(bundle, names, check)
+        return
     options = BuildOptions(
         level=level,
         workspace=workspace << 20,
@@ -93,6 +110,31 @@ def plan(
         for part, measures in row.measures.items():
             for measure in measures:
                 print(f"  ok   {row.precision}: {part}/{measure.output} {measure}")
+
+
+def _look_ahead(bundle: Path, names: list[str], version: str) -> None:
+    from tk.export.tensorrt.check import check_bundle
+    from tk.runtime.errors import CheckFailed
+
+    outlooks = check_bundle(bundle, names, version)
+    print(f"TensorRT {version}, by its documentation; nothing was built")
+    for one in outlooks:
+        kept = f", {one.kept} of them bound to float32" if one.kept else ""
+        print(
+            f"{'FAIL' if one.refused else 'ok  '} {one.part} {one.precision}: from {one.graph}, "
+            f"{one.nodes} nodes{kept}"
+        )
+        for text in one.refused[:SHOWN]:
+            print(f"     refused: {text}")
+        if len(one.refused) > SHOWN:
+            print(f"     … and {len(one.refused) - SHOWN} more")
+        for text in one.warnings:
+            print(f"     known:   {text}")
+    if bad := [f"{one.part} in {one.precision}" for one in outlooks if one.refused]:
+        raise CheckFailed(
+            f"TensorRT {version} would build no plan of {', '.join(bad)}",
+            fix="for 8.6: tk export SOURCE OUT --opset 17; or leave this --precision out",
+        )
 
 
 COMMANDS: dict[str, typer.Typer] = {"plan": single(plan)}

@@ -40,6 +40,9 @@ class KnownBad:
         inside = low <= found[: len(low)] and found[: len(high)] <= high
         return inside and set(self.traits) <= set(traits)
 
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.thread})"
+
 
 TABLE: tuple[KnownBad, ...] = (
     KnownBad(
@@ -91,6 +94,12 @@ TABLE: tuple[KnownBad, ...] = (
 )  # fmt: skip
 
 
+def matching(version: str, traits: Iterable[str]) -> list[KnownBad]:
+    """Rows about a pair of TensorRT and model."""
+    have = set(traits)
+    return [row for row in TABLE if row.matches(version, have)]
+
+
 def check_known_bad(version: str, traits: Iterable[str], name: str) -> list[str]:
     """Warn of a pair that others found wrong, or refuse it.
 
@@ -105,8 +114,7 @@ def check_known_bad(version: str, traits: Iterable[str], name: str) -> list[str]
     Raises:
         TkError: the pair is hopeless.
     """
-    have = set(traits)
-    rows = [row for row in TABLE if row.matches(version, have)]
+    rows = matching(version, traits)
     for row in rows:
         if row.refuse:
             raise TkError(
@@ -114,7 +122,7 @@ def check_known_bad(version: str, traits: Iterable[str], name: str) -> list[str]
                 found=row.thread,
                 fix="use another TensorRT" + ("" if not row.traits else ", or change the graph"),
             )
-    texts = [f"TensorRT {version} and {name}: {row.reason} ({row.thread})" for row in rows]
+    texts = [f"TensorRT {version} and {name}: {row}" for row in rows]
     for text in texts:
         warn(text + "; the parity gate decides")
     return texts

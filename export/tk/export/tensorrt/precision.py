@@ -7,11 +7,11 @@ stay in float32, with the order to obey.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import onnx
 
+from tk.export.tensorrt.bind import bind_to_float
 from tk.export.tensorrt.flags import can_be_strong, set_flag
 from tk.export.tensorrt.options import BuildOptions
 from tk.runtime.backends.tensorrt.gpu import Gpu
@@ -21,6 +21,9 @@ NEEDS = {"fp32": (0, 0), "fp16": (5, 3), "int8": (6, 1), "bf16": (8, 0)}
 """Smallest compute capability that computes in a precision."""
 
 STRONG, WEAK = "strong", "weak"
+
+SHOWN = 5
+"""Nodes that a sentence names."""
 
 
 def check_gpu(precision: str, gpu: Gpu) -> None:
@@ -100,54 +103,31 @@ def _check_weak(trt: Any, found: str, options: BuildOptions) -> None:
         )
 
 
-def set_weak_types(trt: Any, network: Any, config: Any, options: BuildOptions) -> None:
+def set_weak_types(
+    trt: Any, network: Any, config: Any, graph: onnx.GraphProto, options: BuildOptions
+) -> list[str]:
     """Ask 8.6 for the precision, and bind the layers that must not have it.
 
-    Raises:
-        TkError: a node to keep in float32 is in no layer.
+    Args:
+        trt: the library.
+        network, config: of the build.
+        graph: that the network was parsed from.
+        options: what is asked for.
+
+    Returns:
+        What could not be bound, a sentence for a person; the gate decides what it matters.
     """
     if options.precision == "fp32":
-        return
+        return []
     why = f"--precision {options.precision}"
     set_flag(trt, config, options.precision.upper(), why)
-    if options.keep:
-        set_flag(trt, config, "OBEY_PRECISION_CONSTRAINTS", why)
-        keep_in_float(trt, network, options.keep)
-
-
-def keep_in_float(trt: Any, network: Any, names: tuple[str, ...]) -> None:
-    """Bind layers of 8.6 to float32.
-
-    Args:
-        names: of graph nodes. One node may become several layers: `NAME`, `NAME_1`, …
-
-    Raises:
-        TkError: a name is in no layer.
-    """
-    left = set(names)
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        node = layer.name if layer.name in names else re.sub(r"_\d+$", "", layer.name)
-        if node not in names:
-            continue
-        left.discard(node)
-        _bind(trt, layer)
-    if left:
-        raise TkError(
-            f"{len(left)} nodes to keep in float32 are no layers of the network",
-            found=", ".join(sorted(left)[:5]),
-            fix="give names of nodes of the graph",
-        )
-
-
-def _bind(trt: Any, layer: Any) -> None:
-    """Layers of whole numbers and shapes have no float precision; binding them is an error."""
-    floats = (trt.DataType.FLOAT, trt.DataType.HALF)
-    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-    if not any(tensor.dtype in floats and not tensor.is_shape_tensor for tensor in outputs):
-        return
-    setattr(layer, "precision", trt.DataType.FLOAT)  # noqa: B010 - gone in TensorRT 11
-    set_output_type = getattr(layer, "set_output_type")  # noqa: B009
-    for index, tensor in enumerate(outputs):
-        if tensor.dtype in floats and not tensor.is_shape_tensor:
-            set_output_type(index, trt.DataType.FLOAT)
+    if not options.keep:
+        return []
+    set_flag(trt, config, "OBEY_PRECISION_CONSTRAINTS", why)
+    lost = bind_to_float(trt, network, graph, options.keep)
+    if not lost:
+        return []
+    return [
+        f"TensorRT {trt.__version__} made no layer of {len(lost)} of {len(options.keep)} nodes to "
+        f"keep in float32: {', '.join(lost[:SHOWN])}"
+    ]

@@ -15,7 +15,7 @@ DEFORMABLE = ("grounding-dino", "deformable", "detr", "dfine", "d-fine", "deim")
 
 
 def find_traits(
-    graph: onnx.ModelProto, source: Mapping[str, Any], options: BuildOptions, gpu: Gpu
+    graph: onnx.ModelProto, source: Mapping[str, Any], options: BuildOptions, gpu: Gpu | None
 ) -> set[str]:
     """Name the traits of one build.
 
@@ -23,10 +23,10 @@ def find_traits(
         graph: what is built.
         source: of the manifest: names of the architecture and of the checkpoint are looked at.
         options: what is asked for.
-        gpu: that it is built for.
+        gpu: that it is built for; None when it is not known.
     """
     words = " ".join(str(value) for value in source.values()).lower().replace("_", "-")
-    traits = {options.precision, gpu.sm}
+    traits = {options.precision, *([gpu.sm] if gpu else [])}
     traits |= {family for family in FAMILIES if family in words}
     if any(word in words for word in DEFORMABLE):
         traits.add("deformable")

@@ -232,6 +232,18 @@ def test_session__host_code_stays_off(make: Make) -> None:
         assert world.runtime.engine_host_code_allowed is False
 
 
+@pytest.mark.parametrize("version", [*VERSIONS, "lean-11.4"])
+def test_session__plugins_are_known_before_a_plan_is_loaded(make: Make, version: str) -> None:
+    world = make(version)
+    known = facts(world, version_compatible=True)
+    open_session(b"PLAN", "m", "fp16", PART, 0, facts=known).close()
+    names = [name for _, name, _ in world.fake.calls]
+    if version.startswith("lean"):
+        assert "init_libnvinfer_plugins" not in names
+    else:
+        assert names.index("init_libnvinfer_plugins") < names.index("deserialize_cuda_engine")
+
+
 def test_session__memory_of_contexts_by_version(make: Make) -> None:
     for version, way in (("8.6", "without_device_memory"), ("10.3", "create_execution_context")):
         world = make(version)

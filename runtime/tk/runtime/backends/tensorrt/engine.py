@@ -11,6 +11,7 @@ from typing import Any
 from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, memory_info
 from tk.runtime.backends.tensorrt.dtypes import has_type, numpy_name
 from tk.runtime.backends.tensorrt.facts import REBUILD
+from tk.runtime.backends.tensorrt.library import register_plugins
 from tk.runtime.backends.tensorrt.log import Log
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.manifest import Part, TensorSpec
@@ -67,6 +68,7 @@ class Engine:
                     f"{spec.name!r}",
                     fix="use TensorRT 10 or newer, or export this part with int32 inputs",
                 )
+        register_plugins(trt, self.log.logger)
         runtime = trt.Runtime(self.log.logger)
         runtime.engine_host_code_allowed = False  # a plan may carry code for the CPU: never run it
         self._runtime: Any = runtime  # must outlive the engine

@@ -8,7 +8,7 @@ from typing import Any
 
 from tk.runtime.backends.cuda_stack import too_new
 from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
-from tk.runtime.errors import EnvironmentLacks
+from tk.runtime.errors import EnvironmentLacks, TkError
 
 WHOLE, LEAN = "tensorrt", "tensorrt_lean"
 OLDEST = (8, 6)
@@ -95,6 +95,22 @@ def load(name: str = WHOLE) -> Any:
             fix=INSTALL,
         )
     return trt
+
+
+def register_plugins(trt: Any, logger: Any) -> None:
+    """Make the plugins that come with TensorRT known; RoiAlign is one, to build and to run.
+
+    The lean runtime has none.
+
+    Raises:
+        TkError: their library does not load.
+    """
+    register = getattr(trt, "init_libnvinfer_plugins", None)
+    if register is not None and not register(logger, ""):
+        raise TkError(
+            f"TensorRT {trt.__version__} does not load its plugins (libnvinfer_plugin)",
+            fix="install TensorRT whole: " + INSTALL,
+        )
 
 
 def version(trt: Any) -> tuple[int, ...]:
