@@ -112,7 +112,7 @@ def test_api__what_exists_is_let_pass(source: str) -> None:
     assert [t for use in find_uses(source, "x.py") for t in problems(use, VERSIONS)] == []
 
 
-@pytest.mark.parametrize("name", ["flags.py", "precision.py"])
+@pytest.mark.parametrize("name", ["flags.py", "precision.py", "build.py", "bind.py"])
 def test_api__members_looked_up_by_string_exist(name: str) -> None:
     known = {
         key

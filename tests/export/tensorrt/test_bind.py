@@ -74,7 +74,8 @@ Case = Callable[..., None]
 @pytest.mark.parametrize(
     ("keep", "layers"),
     [
-        (("norm",), {unnamed(2, "Normalization")}),
+        (("norm",), set()),  # it computes in float32 anyhow
+        (("view",), set()),
         (("mul",), {"mul"}),
         (("gemm",), {"gemm", unnamed(7, "ElementWise")}),
         (("clip",), {unnamed(8, "ElementWise")}),

@@ -158,12 +158,23 @@ def test_build__tf32_is_off_unless_asked_for(make: Make, tmp_path: Path, tf32: b
 
 
 def test_build__8_6_keeps_layers_in_float32(make: Make, tmp_path: Path) -> None:
-    world = make("8.6", layers=[Layer("(Unnamed Layer* 0) [Normalization]", "y")])
+    world = make("8.6", layers=[Layer("(Unnamed Layer* 0) [ElementWise]", "y")])
     plan = build(world, tmp_path, keep=("node",))
     assert {"FP16", "OBEY_PRECISION_CONSTRAINTS"} <= world.config.set_flags
     (layer,) = world.network.layers
     assert layer.__dict__["precision"] == layer.__dict__["bound"] == world.trt.DataType.FLOAT
     assert plan.warnings == []
+
+
+def test_build__8_6_prefers_what_it_cannot_obey(make: Make, tmp_path: Path) -> None:
+    world = make("8.6", layers=[Layer("node", "y")], obeys=False)
+    with pytest.warns(RuntimeWarning, match="told to prefer them; the parity gate decides"):
+        plan = build(world, tmp_path, keep=("node",))
+    assert "PREFER_PRECISION_CONSTRAINTS" in world.config.set_flags
+    assert "OBEY_PRECISION_CONSTRAINTS" not in world.config.set_flags
+    assert len(plan.warnings) == 1
+    with pytest.warns(RuntimeWarning), pytest.raises(TkError, match="built no plan"):
+        build(make("8.6", builds=False), tmp_path, keep=("node",))
 
 
 def test_build__8_6_node_to_keep_is_no_layer(make: Make, tmp_path: Path) -> None:

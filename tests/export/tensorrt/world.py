@@ -84,6 +84,7 @@ class World:
         log: (severity, text) that the build says.
         width: numbers of one row, in and out.
         builds: whether a build gives a plan.
+        obeys: whether it has kernels for all layers that must be float32 (8.6).
         loadable: whether a plan can be loaded.
         load_error: what is said when it cannot.
         data_dependent: the output's rows are those with a positive sum.
@@ -104,7 +105,7 @@ class World:
         self.parsed: list[onnx.ModelProto] = []
         self.log: list[tuple[str, str]] = []
         self.parser_errors: list[str] = []
-        self.builds = self.loadable = True
+        self.builds = self.loadable = self.obeys = True
         self.load_error = "magic tag does not match"
         self.data_dependent = False
         self.executes = True
@@ -222,7 +223,8 @@ class World:
         cache = config.__dict__.get("cache")
         if cache is not None:
             cache.__dict__["content"] += b"+"
-        return self._memory(b"PLAN") if self.builds else None
+        obeys = self.obeys or "OBEY_PRECISION_CONSTRAINTS" not in _flags(config)
+        return self._memory(b"PLAN") if self.builds and obeys else None
 
     def _new_cache(self, config: Any, data: bytes) -> Any:
         return None if data == b"broken" else self.fake.new("ITimingCache", content=data)

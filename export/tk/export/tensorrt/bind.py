@@ -16,6 +16,14 @@ import onnx
 from tk.export.lint import MOVES
 from tk.export.precision.flowview import name_of
 
+UNBOUND = frozenset((
+    "CONCATENATION", "CONSTANT", "DEQUANTIZE", "GATHER", "IDENTITY", "NORMALIZATION",
+    "QUANTIZE", "SHAPE", "SHUFFLE", "SLICE",
+))  # fmt: skip
+"""Types of layers that are left alone. Most only move values and have no kernel of their own to ask
+for (NVIDIA/TensorRT#2407); Q/DQ layers have their type; and a normalization computes in float32
+whatever the flags are (#2781), while binding it turned whole transformers into float32 (#4540)."""
+
 
 def bind_to_float(
     trt: Any, network: Any, graph: onnx.GraphProto, keep: Collection[str]
@@ -56,7 +64,7 @@ def layers_of(network: Any, graph: onnx.GraphProto) -> Iterator[tuple[str, list[
 
 
 def _bind(trt: Any, layer: Any) -> None:
-    """Bind one layer; those of whole numbers and shapes cannot be, weights need not be.
+    """Bind one layer, if there is a float to bind.
 
     A comparison gives no float but compares floats, which float16 may make equal.
     """
@@ -65,7 +73,7 @@ def _bind(trt: Any, layer: Any) -> None:
     def is_signal(tensor: Any) -> bool:
         return tensor is not None and tensor.dtype in floats and not tensor.is_shape_tensor
 
-    if layer.type == trt.LayerType.CONSTANT:
+    if layer.type.name in UNBOUND:
         return
     gives = [place for place in range(layer.num_outputs) if is_signal(layer.get_output(place))]
     compares = layer.type == trt.LayerType.ELEMENTWISE and any(

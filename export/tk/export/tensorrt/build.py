@@ -153,13 +153,17 @@ class _Build:
         self._configure(config)
         config.add_optimization_profile(self._profile(builder))
         if self.typing == WEAK:
-            self.warnings = set_weak_types(trt, network, config, self.content.graph, options)
-            for text in self.warnings:
-                warn(text + "; the parity gate decides")
+            self._tell(set_weak_types(trt, network, config, self.content.graph, options))
         data = self._serialize(builder, network, config, name)
         found = self._inspect(data)
-        check_found(found, options.precision, len(data), float_bytes, name)
+        self._tell(check_found(found, options.precision, len(data), float_bytes, name))
         return data, found
+
+    def _tell(self, text: str) -> None:
+        """Warn, and keep the text for the report."""
+        if text:
+            self.warnings.append(text)
+            warn(text + "; the parity gate decides")
 
     def _parse(self, parser: Any) -> None:
         # Standard since 10; 8.6 would compute instance norm in a plugin that loses precision.
@@ -209,11 +213,28 @@ class _Build:
             if monitor is not None:
                 setattr(config, "progress_monitor", monitor)  # noqa: B010 - not in 8.6
             memory = builder.build_serialized_network(network, config)
+            if memory is None and not stop.is_set() and self._relaxed(config):
+                memory = builder.build_serialized_network(network, config)
         if memory is None:
             raise self._failed(f"TensorRT {self.trt.__version__} built no plan of {name}")
         if self.options.cache is not None:
             timing_cache.save(config, self._cache_file())
         return bytes(memory)
+
+    def _relaxed(self, config: Any) -> bool:
+        """After a failure: prefer what 8.6 was told to obey, if it was told anything.
+
+        It knows no kernel for some layers in float32 (NVIDIA/TensorRT#2407).
+        """
+        if self.typing != WEAK or not self.options.keep or self.log.lacks_memory():
+            return False
+        flags.clear_flag(self.trt, config, "OBEY_PRECISION_CONSTRAINTS")
+        flags.set_flag(self.trt, config, "PREFER_PRECISION_CONSTRAINTS", "nodes kept in float32")
+        self._tell(
+            f"TensorRT {self.trt.__version__} has no kernels for all nodes that are to stay in "
+            "float32; it was told to prefer them"
+        )
+        return True
 
     def _inspect(self, data: bytes) -> Found:
         runtime = self.trt.Runtime(self.log.logger)

@@ -105,7 +105,7 @@ def _check_weak(trt: Any, found: str, options: BuildOptions) -> None:
 
 def set_weak_types(
     trt: Any, network: Any, config: Any, graph: onnx.GraphProto, options: BuildOptions
-) -> list[str]:
+) -> str:
     """Ask 8.6 for the precision, and bind the layers that must not have it.
 
     Args:
@@ -115,19 +115,19 @@ def set_weak_types(
         options: what is asked for.
 
     Returns:
-        What could not be bound, a sentence for a person; the gate decides what it matters.
+        A sentence about what could not be bound, "" when all was.
     """
     if options.precision == "fp32":
-        return []
+        return ""
     why = f"--precision {options.precision}"
     set_flag(trt, config, options.precision.upper(), why)
     if not options.keep:
-        return []
+        return ""
     set_flag(trt, config, "OBEY_PRECISION_CONSTRAINTS", why)
     lost = bind_to_float(trt, network, graph, options.keep)
     if not lost:
-        return []
-    return [
+        return ""
+    return (
         f"TensorRT {trt.__version__} made no layer of {len(lost)} of {len(options.keep)} nodes to "
         f"keep in float32: {', '.join(lost[:SHOWN])}"
-    ]
+    )
