@@ -48,7 +48,7 @@ class Unequal(Net):
 
     def forward(self, image: Tensor) -> Tensor:
         if torch.onnx.is_in_onnx_export():
-            return super().forward(image // 128 * 128)
+            return super().forward(image.float() // 128 * 128)
         return super().forward(image)
 
 
