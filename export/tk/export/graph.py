@@ -17,6 +17,7 @@ from tk.export.fold import fold_constants
 from tk.export.lint import lint
 from tk.export.lower import lower
 from tk.export.model import ExportPart
+from tk.export.pads import drop_empty_pads
 from tk.export.sizes import plain_sizes
 from tk.runtime.backends.base import Arrays
 from tk.runtime.errors import CheckFailed, TkError
@@ -71,6 +72,7 @@ def to_onnx(
     model = _traced(part, example)
     plain_sizes(model.graph)
     fold_constants(model)
+    drop_empty_pads(model.graph)
     must_be_fit(model, part.spec, OPSET)
     if opset != OPSET:
         model = lower(model)

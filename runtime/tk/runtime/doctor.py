@@ -149,7 +149,8 @@ def _faiss(machine: Machine) -> Line:
         return Line("package", "faiss", "missing", f"prototype search: {lack}")
     (name,) = faiss_device.installed() or ("faiss",)
     text = f"{_version(name) or 'version not told'} (prototype search)"
-    if machine.gpus and machine.l4t is None and name == "faiss-cpu":
+    has_wheels = machine.l4t is None and machine.processor in ("x86_64", "AMD64")
+    if machine.gpus and has_wheels and name == "faiss-cpu":
         text += "; on the CPU: faiss-gpu searches on the GPU"
     return Line("package", name, "ok", text)
 

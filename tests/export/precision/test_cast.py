@@ -132,7 +132,8 @@ def test_types_in_attributes(case: str, precision: Precision) -> None:
     check_cast(model, cast)
     laid_out = "OfShape" in case
     if laid_out or "Constant" not in case:
-        assert kind_of(cast, "m") == ("float32" if laid_out else "low")
+        lacks_kernel = precision == "bf16" and "Clip" in case
+        assert kind_of(cast, "m") == ("float32" if laid_out or lacks_kernel else "low")
     found = run_low(cast, X, precision)
     atol = 0.01 if precision == "fp16" else 0.1
     np.testing.assert_allclose(found["y"], run(model, X)["y"], atol=atol)

@@ -142,6 +142,7 @@ class Failing:
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", EnvironmentLacks, ("not enough GPU",)),
         (
             "Non-zero status code. bfc_arena.cc Failed to allocate memory for requested buffer of "
             "size 2147483648",
@@ -179,9 +180,17 @@ def test_options__bounded_arena_and_no_tf32() -> None:
     assert all(isinstance(value, str) for value in options.values())
     assert options["device_id"] == "2" and options["use_tf32"] == "0"
     assert int(options["gpu_mem_limit"]) == int((10 << 30) * MEMORY_SHARE) < 10 << 30
-    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert options["arena_extend_strategy"] == "kNextPowerOfTwo"
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert provider_options(0, 1, tf32=True)["use_tf32"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32"), [("fp32", "0"), ("int8", "0"), ("fp16", "1"), ("bf16", "1")]
+)
+def test_options__half_floats_get_their_tensor_cores(precision: str, tf32: str) -> None:
+    """Without TF32, ONNX Runtime keeps convolutions of every type from them."""
+    assert provider_options(0, 1, precision=precision)["use_tf32"] == tf32
 
 
 def test_cuda__a_quiet_move_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +229,30 @@ def test_cuda__what_reaches_onnx_runtime(
     assert (provider, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["device_id"] == "1" and options["use_tf32"] == tf32
     assert session.backend == "onnxruntime-cuda"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuDNN is unavailable or disabled; Conv needs it",
+        "CUDA failure 209: no kernel image is available for execution on the device",
+        "CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED",
+    ],
+)
+def test_cuda__of_this_machine_is_not_the_graphs_fault(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    session = cuda.BoundSession(Failing(text), "d/m.onnx", "fp16", PART, {}, GPU, ("cuda", 0))
+    with pytest.raises(EnvironmentLacks, match="with the CUDA of this machine") as caught:
+        session.run(feed(1))
+    assert caught.value.found == text and "tk doctor" in caught.value.fix
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(EnvironmentLacks, match=r"cannot run d/m\.onnx with the CUDA"):
+        library.load_graph(graph(), "d/m.onnx", 1, {}, ["CPUExecutionProvider"])
 
 
 def test_cuda__memory_lacks_while_loading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import gc
 import weakref
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.runtime.gallery.pictures import unit
 
+from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.gallery import faiss_device
 from tk.runtime.gallery import search as search_module
@@ -27,6 +29,7 @@ from tk.runtime.gallery.gallery import MODES, Gallery, SearchMode
 from tk.runtime.gallery.prototypes import make_gallery
 from tk.runtime.gallery.search import PrototypeSearch
 
+GPU = Gpu("NVIDIA L4", (8, 9), 24 << 30, (12, 6))
 STUBS = ast.parse((Path(faiss.__file__).parent / "__init__.pyi").read_text())
 
 
@@ -91,10 +94,11 @@ class GpuFaiss:
     Attributes:
         copies: (device, options) of each copy.
         error: raised by the next copy.
+        asked: how often the number of GPUs was asked for; where CUDA fails, that ends the process.
     """
 
     def __init__(self, gpus: int) -> None:
-        self.gpus, self.error = gpus, ""
+        self.gpus, self.error, self.asked = gpus, "", 0
         self.copies: list[tuple[int, dict[str, Any]]] = []
         self.StandardGpuResources, self.GpuClonerOptions = Resources, Options
 
@@ -102,6 +106,7 @@ class GpuFaiss:
         return getattr(faiss, name)
 
     def get_num_gpus(self) -> int:
+        self.asked += 1
         return self.gpus
 
     def index_cpu_to_gpu(self, provider: Any, device: int, index: Any, options: Any = None) -> Any:
@@ -116,6 +121,7 @@ class GpuFaiss:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> GpuFaiss:
     made = GpuFaiss(2)
     monkeypatch.setattr(search_module, "load_faiss", lambda: made)
+    monkeypatch.setattr(faiss_device, "find_gpus", lambda: [GPU] * 2)
     return made
 
 
@@ -203,6 +209,29 @@ def test_search__more_classes_than_a_gpu_returns_in_stack_mode(gpu: GpuFaiss) ->
 
 def test_search__build_for_the_cpu_says_so() -> None:
     assert "build for the CPU" in PrototypeSearch(make()).place
+
+
+@pytest.mark.parametrize("found", [[], [replace(GPU, name="Tesla P40", capability=(6, 1))]])
+def test_search__faiss_is_not_asked_where_that_ends_the_process(
+    gpu: GpuFaiss, monkeypatch: pytest.MonkeyPatch, found: list[Gpu]
+) -> None:
+    monkeypatch.setattr(faiss_device, "find_gpus", lambda: found)
+    place = PrototypeSearch(make()).place
+    assert ("Tesla P40 is sm61" if found else "sees no GPU") in place and not gpu.copies
+    PrototypeSearch(make(), device="cpu")
+    assert gpu.asked == len(found)
+
+
+def test_search__no_memory_left_to_compare(gpu: GpuFaiss, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PrototypeSearch(make())
+
+    def search(*_: Any) -> Any:
+        raise RuntimeError("Error in allocMemory: Exceeded temp memory\n at file.cpp")
+
+    monkeypatch.setattr(OnGpu, "search", search)
+    with pytest.raises(EnvironmentLacks, match="no memory left to compare 1 crops") as caught:
+        engine.similarity(np.ones((1, 16), np.float32))
+    assert caught.value.found == "Error in allocMemory: Exceeded temp memory"
 
 
 def test_search__references_that_do_not_fit(gpu: GpuFaiss) -> None:

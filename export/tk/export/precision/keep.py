@@ -52,6 +52,10 @@ TYPES: dict[str, str] = {
 }
 """Operator -> why it stays float32."""
 
+NO_BF16_KERNEL = frozenset({"Clip", "Pad", "ReduceMax", "Resize"})
+"""Operators that would run in bfloat16 but that ONNX Runtime has no CUDA kernel for (1.23 to 1.31):
+it refuses the whole graph. The other ones that it lacks stay float32 anyhow."""
+
 ARITHMETIC = frozenset("Add Sub Mul Div Pow Sqrt Exp Log Reciprocal Sigmoid Tanh Softplus".split())
 """Cheap operators element by element; behind a head or a coordinate they stay float32."""
 
@@ -76,6 +80,8 @@ def must_keep(flow: FlowView, precision: Precision) -> dict[str, str]:
         reason = TYPES.get(node.op_type, "")
         if node.op_type == "Resize" and attribute_text(node, "mode", "nearest") != "nearest":
             reason = "it interpolates between coordinates"
+        if precision == "bf16" and node.op_type in NO_BF16_KERNEL:
+            reason = reason or "ONNX Runtime has no CUDA kernel of it in bfloat16"
         if reason and _touches_float(flow, node):
             kept.setdefault(name_of(node), reason)
     for node, constant in _float_constants(flow):

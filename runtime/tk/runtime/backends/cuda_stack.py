@@ -8,10 +8,14 @@ driver's.
 from __future__ import annotations
 
 import re
+import sys
 from importlib import metadata
 
 INSTALL = {13: "pip install 'tk-vision[gpu]'", 12: "pip install 'tk-vision[gpu-cu12]'"}
 """CUDA of the driver -> what brings everything for it."""
+
+NEEDS_PYTHON = {13: (3, 11), 12: (3, 10)}
+"""CUDA -> oldest Python that onnxruntime-gpu has wheels for."""
 
 OLDEST_DRIVER = "update the NVIDIA driver: 525 or newer runs CUDA 12, 580 or newer CUDA 13"
 
@@ -24,7 +28,8 @@ def install_command(driver: tuple[int, int]) -> str:
     Args:
         driver: newest CUDA that the driver can run, (12, 6) for 12.6.
     """
-    fitting = [major for major in sorted(INSTALL) if major <= driver[0]]
+    python = sys.version_info[:2]
+    fitting = [n for n in sorted(INSTALL) if n <= driver[0] and python >= NEEDS_PYTHON[n]]
     return INSTALL[fitting[-1]] if fitting else OLDEST_DRIVER
 
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 from importlib import metadata, util
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tk.runtime.backends.tensorrt.gpu import find_gpus
 from tk.runtime.devices import Device
 from tk.runtime.errors import EnvironmentLacks
 
 PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss-cuda")
 """Distributions that install the folder `faiss`."""
+
+OLDEST_GPU = (7, 0)
+"""Compute capability that faiss-gpu has kernels for; on an older GPU it ends the process."""
 
 MOST_NEIGHBOURS = 2048
 """What one search on a GPU can return per query."""
@@ -76,17 +83,19 @@ def stays_on_cpu(faiss: Any, device: Device, neighbours: int) -> str:
         device: that the user asked for.
         neighbours: that one search returns per query.
     """
-    gpus = int(faiss.get_num_gpus())
     if device.kind == "cpu":
         return "as asked"
+    if not hasattr(faiss, "StandardGpuResources"):
+        return "this FAISS sees no GPU; it is a build for the CPU"
+    # An error of CUDA ends the process in FAISS, so it is asked only where a GPU answers to us.
+    found = find_gpus()
+    gpus = int(faiss.get_num_gpus()) if found else 0
     if not gpus:
-        return (
-            "this FAISS sees no GPU; it is a build for the CPU"
-            if not hasattr(faiss, "StandardGpuResources")
-            else "FAISS sees no GPU"
-        )
-    if device.index >= gpus:
+        return "FAISS sees no GPU"
+    if device.index >= min(gpus, len(found)):
         return f"FAISS sees {gpus} GPUs, none with number {device.index}"
+    if (gpu := found[device.index]).capability < OLDEST_GPU:
+        return f"FAISS is built for compute capability 7.0 and newer, {gpu.name} is {gpu.sm}"
     if neighbours > MOST_NEIGHBOURS:
         return f"a GPU returns {MOST_NEIGHBOURS} neighbours at most, here are {neighbours} classes"
     return ""
@@ -104,6 +113,7 @@ class GpuCopies:
         self._faiss, self._device = faiss, device
         self._resources: Any = faiss.StandardGpuResources()  # must outlive the copies
         self._resources.setTempMemory(WORK_BYTES)
+        self._resources.setPinnedMemory(0)  # its own choice is 256 MiB of the host's, for each copy
 
     def copy(self, index: Any) -> Any:
         """Copy an index of the CPU to the GPU.
@@ -124,6 +134,25 @@ class GpuCopies:
                 found=str(error).strip().splitlines()[0],
                 fix="stop what else uses the GPU, or search on the CPU: --device cpu",
             ) from error
+
+    def search(
+        self, index: Any, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Nearest `count` rows of an index for each query: similarities and row numbers.
+
+        Raises:
+            EnvironmentLacks: the GPU has no memory left to work in.
+        """
+        try:
+            values, rows = index.search(queries, count)
+        except RuntimeError as error:
+            raise EnvironmentLacks(
+                f"the GPU has no memory left to compare {len(queries)} crops",
+                found=str(error).strip().splitlines()[0],
+                fix="stop what else uses the GPU, lower --batch-size, or search on the CPU: "
+                "--device cpu",
+            ) from error
+        return values, rows
 
     def _options(self) -> Any:
         options = self._faiss.GpuClonerOptions()

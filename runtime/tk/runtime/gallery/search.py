@@ -53,8 +53,8 @@ class PrototypeSearch:
         self._indexes = [self._flat(vectors) for vectors in groups]
         reason = stays_on_cpu(self._faiss, wish, len(each) if mode == "centroid" else 1)
         self.place = f"FAISS on the CPU ({reason})" if reason else f"FAISS on GPU {wish.index}"
-        if not reason:
-            self._copies = GpuCopies(self._faiss, wish.index)
+        self._copies = None if reason else GpuCopies(self._faiss, wish.index)
+        if self._copies is not None:
             self._indexes = [
                 self._copies.copy(index) if index.ntotal else index for index in self._indexes
             ]
@@ -81,10 +81,16 @@ class PrototypeSearch:
             # Each time: other libraries in the process set the same number behind our back.
             self._faiss.omp_set_num_threads(1)
         if self.mode == "centroid":
-            values, ids = self._indexes[0].search(embeddings, count)
+            values, ids = self._search(self._indexes[0], embeddings, count)
             np.put_along_axis(result, ids, values, axis=1)
         else:
             for column, index in enumerate(self._indexes):
                 if index.ntotal:
-                    result[:, column] = index.search(embeddings, 1)[0][:, 0]
+                    result[:, column] = self._search(index, embeddings, 1)[0][:, 0]
         return result
+
+    def _search(self, index: Any, queries: NDArray[np.float32], count: int) -> tuple[Any, Any]:
+        if self._copies is not None and index.ntotal:
+            return self._copies.search(index, queries, count)
+        values, ids = index.search(queries, count)
+        return values, ids

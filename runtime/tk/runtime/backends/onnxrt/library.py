@@ -14,8 +14,14 @@ CPU, GPU = "onnxruntime", "onnxruntime-gpu"
 
 _NO_MEMORY = re.compile(
     r"requested buffer of size (\d+)|smaller than requested bytes of (\d+)|out of memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
 )
 """What ONNX Runtime's arena and CUDA say when memory lacks, and the bytes that were asked for."""
+
+_NO_CUDA = re.compile(
+    r"cuDNN is unavailable|no kernel image|(CUDA|CUBLAS|CUDNN) failure|Unknown provider option"
+)
+"""What it says when the CUDA of the machine does not do, whatever the graph."""
 
 
 def missing_package() -> str:
@@ -62,6 +68,7 @@ def load_graph(
 
     Raises:
         TkError: ONNX Runtime refuses the graph.
+        EnvironmentLacks: it does not get on with the CUDA of this machine.
     """
     import onnxruntime as ort
 
@@ -75,6 +82,8 @@ def load_graph(
     except Exception as error:  # ORT raises several unrelated exception types
         if memory_wanted(error) is not None:
             raise
+        if lacks_cuda(error):
+            raise cuda_error(f"ONNX Runtime {ort.__version__} cannot run {name}", error) from error
         raise TkError(
             f"ONNX Runtime {ort.__version__} refuses {name}: {first_line(error)}",
             fix="export the model again; tk verify tells whether the bundle is intact",
@@ -100,6 +109,21 @@ def memory_wanted(error: Exception) -> int | None:
     """Bytes that could not be had: 0 when it does not say how many, None for another error."""
     found = _NO_MEMORY.search(str(error))
     return None if found is None else int(found[1] or found[2] or 0)
+
+
+def lacks_cuda(error: Exception) -> bool:
+    """Whether an error is about CUDA on this machine, not about the graph."""
+    return _NO_CUDA.search(str(error)) is not None
+
+
+def cuda_error(what: str, error: Exception) -> EnvironmentLacks:
+    """Our words for such an error."""
+    return EnvironmentLacks(
+        f"{what} with the CUDA of this machine",
+        found=first_line(error),
+        fix="pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries; no kernel image: this "
+        "build is not for this GPU, take another version of it. tk doctor lists what there is",
+    )
 
 
 def first_line(error: Exception) -> str:

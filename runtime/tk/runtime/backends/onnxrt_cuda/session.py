@@ -75,7 +75,8 @@ def open_session(
     if lack := refusal(facts or {}, device):
         raise EnvironmentLacks(f"cannot run {name}", found=lack)
     gpu = find_gpus()[device]
-    options = provider_options(device, gpu.memory, tf32=(facts or {}).get("tf32") is True)
+    tf32 = (facts or {}).get("tf32") is True
+    options = provider_options(device, gpu.memory, precision=precision, tf32=tf32)
     _preload()
     # The CPU provider is not a fallback here: ONNX Runtime wants it for sizes and shapes.
     providers: Providers = [(PROVIDER, options), "CPUExecutionProvider"]
@@ -142,9 +143,10 @@ class BoundSession(Session):
             except Exception as error:
                 if library.memory_wanted(error) is not None:
                     raise
-                raise TkError(
-                    f"{self.name} failed while running: {library.first_line(error)}"
-                ) from error
+                what = f"{self.name} failed while running"
+                if library.lacks_cuda(error):
+                    raise library.cuda_error(what, error) from error
+                raise TkError(f"{what}: {library.first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def _upload(self, name: str, array: NDArray[np.generic]) -> Any:
@@ -168,6 +170,7 @@ def _preload() -> None:
     """Load the CUDA libraries of NVIDIA's wheels; what it has to say must not mix with results."""
     import onnxruntime as ort
 
+    ort.set_default_logger_severity(3)  # errors only: 1.31 warns at every session
     preload = getattr(ort, "preload_dlls", None)  # 1.21 and newer
     if preload is not None:
         with contextlib.redirect_stdout(sys.stderr):
