@@ -87,6 +87,8 @@ class World:
         loadable: whether a plan can be loaded.
         load_error: what is said when it cannot.
         data_dependent: the output's rows are those with a positive sum.
+        executes: whether a context runs; `run_error` is said when it does not.
+        logger: the first that TensorRT was ever given; like the real one, it uses no other.
         phases: steps of a build's outermost phase.
     """
 
@@ -108,6 +110,8 @@ class World:
         self.load_error = "magic tag does not match"
         self.data_dependent = False
         self.executes = True
+        self.run_error = "an illegal instruction was encountered"
+        self.logger: Any = None
         self.shares_profile = True
         self.phases = 4
         self.scratch = 1000
@@ -171,8 +175,15 @@ class World:
     def _memory(self, content: bytes) -> Any:
         return self.fake.new("IHostMemory", content=content)
 
+    def say(self, severity: str, text: str) -> None:
+        """Log a line."""
+        self.logger.log(self.trt.ILogger.Severity[severity], text)
+
+    def _hear(self, logger: Any) -> None:
+        self.logger = self.logger or logger
+
     def _builder(self, builder: Any, logger: Any) -> None:
-        builder.__dict__["logger"] = logger
+        self._hear(logger)
 
     def _network(self, builder: Any, flags: int = 0) -> Any:
         return self.fake.new("INetworkDefinition", creation=flags, layers=[])
@@ -207,9 +218,8 @@ class World:
         return error
 
     def _build(self, builder: Any, network: Any, config: Any) -> Any:
-        severities = self.trt.ILogger.Severity
         for severity, text in self.log:
-            builder.logger.log(severities[severity], text)
+            self.say(severity, text)
         self.network, self.config = network, config
         self.during()
         monitor = config.__dict__.get("progress_monitor")
@@ -236,12 +246,12 @@ class World:
         return True
 
     def _runtime(self, runtime: Any, logger: Any) -> None:
-        runtime.__dict__["logger"] = logger
+        self._hear(logger)
         self.runtime = runtime
 
     def _load(self, runtime: Any, data: bytes) -> Any:
         if not self.loadable:
-            runtime.logger.log(self.trt.ILogger.Severity.ERROR, self.load_error)
+            self.say("ERROR", self.load_error)
             return None
         sizes = {"num_io_tensors": len(self.spec), "num_optimization_profiles": 1}
         memory = {"device_memory_size": self.scratch, "device_memory_size_v2": self.scratch}
@@ -305,6 +315,8 @@ class World:
             if places["embedding"]:
                 self._array("embedding", places["embedding"], answer.shape)[...] = answer
 
+        if not self.executes:
+            self.say("ERROR", self.run_error)
         self.cuda.queue(run)
         return self.executes
 

@@ -101,6 +101,9 @@ class TensorRTSession(Session):
     context of its own, which from its second run on is one launch of a graph. So a part that sees
     every number of boxes once does not pay for hundreds of graphs.
 
+    Not for two threads at once, nor two sessions of one process: a session has one stream and one
+    block to work in, and all of them share TensorRT's one logger.
+
     Args:
         graphs: whether to record CUDA graphs.
         device: number of the GPU.
@@ -189,6 +192,7 @@ class TensorRTSession(Session):
 
     def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         use(self._device)  # another thread than that which opened the session may run it
+        self._engine.log.begin()
         lane, stream = self._ready(inputs), self._stream
         assert stream is not None
         for name, array in inputs.items():
