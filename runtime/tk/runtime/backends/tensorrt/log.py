@@ -20,7 +20,7 @@ MEMORY_WORDS = (
     "outofmemory",
     "insufficient memory",
     "cudamalloc",
-    # What a builder or a runtime says that finds no room for CUDA itself (cudaErrorMemoryAllocation).
+    # A builder or a runtime that finds no room for CUDA itself: 2 is cudaErrorMemoryAllocation.
     "initialization failure with error: 2.",
     "initialization failure with error 2.",
 )
