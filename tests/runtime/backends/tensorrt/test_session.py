@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from tests.export.tensorrt.tables import VERSIONS
 from tests.export.tensorrt.world import GPU, PART, World, world_maker
 
+from tk.runtime import machine
 from tk.runtime.backends.base import Session
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.backends.tensorrt.facts import unfit
@@ -20,6 +22,15 @@ from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.manifest import Part, TensorSpec
 
 Make = Callable[..., World]
+ALL = ("linux-x86_64", "linux-aarch64", "tegra-aarch64")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An x86 computer, wherever the tests run."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "TEGRA", tmp_path / "none")
+    monkeypatch.setattr(machine, "DEVICE_TREE", tmp_path / "none")
 
 
 @pytest.fixture
@@ -397,6 +408,9 @@ def test_session__failing_run_tells_tensorrts_words(make: Make) -> None:
         ({"tensorrt": "8.6.1"}, "built by TensorRT 8.6.1"),
         ({"sm": "sm87", "gpu": "Orin"}, "sm87 (Orin), here is sm90"),
         ({"sm": "sm87", "hardware": "same"}, "sm87"),
+        ({"platform": "tegra-aarch64"}, "built on tegra-aarch64, here is linux-x86_64"),
+        ({"platform": "tegra-aarch64", "hardware": "ampere"}, "built on tegra-aarch64"),
+        ({"tensorrt": "10.13.3.10"}, "built by TensorRT 10.13.3.10"),
         ({"sm": None}, "does not say"),
         ({"tensorrt": None}, "does not say"),
     ],
@@ -412,6 +426,35 @@ def test_session__a_plan_for_another_machine_is_never_loaded(
     assert world.fake.called("deserialize_cuda_engine") == []
 
 
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("8.6.1.6", "8.6.1.6", True),
+        ("8.6.1.6", "8.6.1.2", False),
+        ("8.6.1", "8.6.1.6", True),  # JetPack's package does not tell the fourth number
+        ("8.6.1.6", "8.6.1", True),
+        ("10.3.0.26", "10.3.0.post1", True),
+        ("10.13.3.9.1", "10.13.3.9.2", True),
+        ("10.13", "10.13.3", False),
+    ],
+)
+def test_facts__versions_agree_as_far_as_both_tell_them(built: str, here: str, fits: bool) -> None:
+    known = {"tensorrt": built, "sm": GPU.sm}
+    reason = unfit(known, "tensorrt", here, GPU, "linux-x86_64")
+    assert (reason == "") is fits
+    assert fits or reason == f"it was built by TensorRT {built}, here is tensorrt {here}"
+
+
+def test_facts__a_plan_that_does_not_tell_its_platform_is_of_any() -> None:
+    known = {"tensorrt": "10.3.0", "sm": "sm87", "hardware": "ampere"}
+    for there in ("linux-x86_64", "linux-aarch64", "tegra-aarch64"):
+        assert unfit(known, "tensorrt", "10.3.0", GPU, there) == ""
+        fits = [
+            unfit({**known, "platform": p}, "tensorrt", "10.3.0", GPU, there) == "" for p in ALL
+        ]
+        assert fits == [p == there for p in ALL]
+
+
 def test_session__a_plan_without_facts_is_never_loaded(make: Make) -> None:
     world = make("10.13")
     with pytest.raises(CheckFailed, match="does not say"):
@@ -423,7 +466,8 @@ def test_session__wide_plan_runs_on_newer_gpus(make: Make) -> None:
     world = make("10.13")
     assert refusal(facts(world, sm="sm87", hardware="ampere")) == ""
     old = replace(GPU, capability=(7, 5))
-    assert unfit(facts(world, sm="sm87", hardware="ampere"), "tensorrt", "10.13.3", old)
+    wide = facts(world, sm="sm87", hardware="ampere")
+    assert unfit(wide, "tensorrt", "10.13.3", old, "linux-x86_64")
 
 
 def test_session__another_gpu_of_the_same_kind_warns(make: Make) -> None:

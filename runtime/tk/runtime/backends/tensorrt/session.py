@@ -20,6 +20,7 @@ from tk.runtime.backends.tensorrt.facts import REBUILD, unfit
 from tk.runtime.backends.tensorrt.lane import Lane
 from tk.runtime.backends.tensorrt.log import warn
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.machine import platform_name
 from tk.runtime.manifest import Part
 
 NAME = "tensorrt"
@@ -87,7 +88,7 @@ def _choose(facts: Mapping[str, Any], device: int) -> tuple[Any, str]:
     reasons = []
     for name in library.installed():
         trt = library.load(name)
-        reason = unfit(facts, name, trt.__version__, gpu)
+        reason = unfit(facts, name, trt.__version__, gpu, platform_name())
         if not reason:
             return trt, ""
         reasons.append(reason)
