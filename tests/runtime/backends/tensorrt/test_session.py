@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -483,6 +484,23 @@ def test_session__lean_library_runs_version_compatible_plans_only(make: Make) ->
     assert refusal(wide) == ""
     with open_session(b"PLAN", "m", "fp16", PART, 0, facts=wide) as session:
         np.testing.assert_array_equal(answer(session, image(2)), image(2).astype(np.float32) * 2)
+
+
+def test_session__a_broken_whole_library_leaves_the_lean_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make("lean-11.4")
+    monkeypatch.setattr(library, "installed", lambda: ["tensorrt", "tensorrt_lean"])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as an import that fails
+    wide = facts(world, version_compatible=True)
+    assert refusal(wide) == ""
+    with open_session(b"PLAN", "m", "fp16", PART, 0, facts=wide) as session:
+        check_runs(session, 2)
+    # The lean one does not run this plan, so the broken one is what has to be mended.
+    assert refusal(facts(world)).startswith("tensorrt is installed but does not load")
+    with pytest.raises(EnvironmentLacks, match="does not load") as caught:
+        open_session(b"PLAN", "m", "fp16", PART, 0, facts=facts(world))
+    assert "driver" in caught.value.fix
 
 
 def test_session__int64_is_refused_by_8_6(make: Make) -> None:

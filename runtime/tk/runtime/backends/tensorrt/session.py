@@ -83,15 +83,25 @@ def open_session(
 
 
 def _choose(facts: Mapping[str, Any], device: int) -> tuple[Any, str]:
-    """The installed TensorRT that fits a plan, or None and why not."""
+    """The installed TensorRT that fits a plan, or None and why not.
+
+    Raises:
+        EnvironmentLacks: no such GPU, or none fits and one of them is broken: it might.
+    """
     gpu = library.the_gpu(device)
-    reasons = []
+    reasons, broken = [], None
     for name in library.installed():
-        trt = library.load(name)
+        try:
+            trt = library.load(name)
+        except EnvironmentLacks as error:
+            broken = broken or error
+            continue
         reason = unfit(facts, name, trt.__version__, gpu, platform_name())
         if not reason:
             return trt, ""
         reasons.append(reason)
+    if broken is not None:
+        raise broken
     return None, "; ".join(dict.fromkeys(reasons))
 
 
