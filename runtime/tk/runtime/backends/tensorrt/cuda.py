@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Callable
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -242,6 +243,30 @@ class Timer:
     ) -> None:
         for held in self._ends:
             held.close()
+
+
+def try_out(device: int) -> None:
+    """Do with a few bytes what a session does: memory on both sides, a copy there and back.
+
+    Raises:
+        TkError: a call failed, or other numbers came back.
+    """
+    use(device)
+    numbers = np.arange(1, 17, dtype=np.int32)
+    with (
+        closing(Stream()) as stream,
+        closing(DeviceMemory(numbers.nbytes, "a test")) as there,
+        closing(PinnedMemory(numbers.nbytes)) as here,
+    ):
+        view = here.view("int32", numbers.shape)
+        view[...] = numbers
+        stream.to_device(here.address, there.address, numbers.nbytes)
+        stream.wait()
+        view[...] = 0
+        stream.to_host(there.address, here.address, numbers.nbytes)
+        stream.wait()
+        if not np.array_equal(view, numbers):
+            raise TkError("other numbers came back from it")
 
 
 def _mib(size: int) -> str:
