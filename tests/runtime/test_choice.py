@@ -13,13 +13,14 @@ from tests import tiny_bundles
 
 from tk.runtime.backends.registry import BACKENDS, PRECISIONS, PREFERENCE, Backend
 from tk.runtime.bundle import Bundle
-from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.manifest import Artifact
 
 ALL = {
     **{f"model.{precision}.onnx": (precision, "onnx") for precision in PRECISIONS},
     **{f"plans/model.{p}.plan": (p, "plan") for p in PRECISIONS},
 }
+READ = Bundle._read
 
 
 class Opened:
@@ -30,10 +31,11 @@ class Opened:
 
 
 class Module:
-    """A pretended back end: `lacks` and `refuses` are its answers."""
+    """A pretended back end: `lacks` and `refuses` are its answers, `fails` its errors."""
 
     def __init__(self, name: str, lacks: str, refuses: Mapping[str, str]) -> None:
         self.name, self.lacks, self.refuses = name, lacks, refuses
+        self.fails: dict[str, TkError] = {}
 
     def missing(self) -> str:
         return self.lacks
@@ -45,6 +47,8 @@ class Module:
         self, data: bytes, name: str, precision: str, part: Any, threads: int, weights: Any,
         *, facts: Any, device: int,
     ) -> Opened:  # fmt: skip
+        if precision in self.fails:
+            raise self.fails[precision]
         return Opened(self.name, name, device)
 
 
@@ -158,6 +162,58 @@ def test_session__of_two_plans_the_one_for_this_machine(
     both = Bundle(bundle.path, manifest, {**bundle.verdicts, (own.file, "tensorrt"): True})
     with pytest.warns(UserWarning, match="not for here"):
         assert both.session(backend="tensorrt").name.endswith("own.plan")
+
+
+BROKEN = TkError("TensorRT 10.3 cannot load it", found="magic tag\n    more", fix="tk plan BUNDLE")
+
+
+def test_session__a_plan_that_does_not_load_is_passed_by_with_its_reason(
+    bundle: Bundle, machine: dict[str, Module]
+) -> None:
+    machine["tensorrt"].fails = {"fp16": BROKEN}
+    with pytest.warns(UserWarning, match=r"fp16\.plan is not used: TensorRT 10\.3 .*\n.*magic tag"):
+        session = bundle.session()
+    assert (session.backend, session.name[-15:]) == ("tensorrt", "model.bf16.plan")
+    assert "fp16 on tensorrt: TensorRT 10.3 cannot load it" in session.why
+    assert "\n" not in session.why
+    with pytest.warns(UserWarning, match="is not used"):
+        assert took(bundle, precision="fp16") == ("onnxruntime-cuda", "fp16")
+
+
+def test_session__no_plan_loads_and_nothing_else_was_proved(
+    bundle: Bundle, machine: dict[str, Module]
+) -> None:
+    machine["tensorrt"].fails = {"fp16": BROKEN, "bf16": TkError("something else")}
+    plans = Bundle(bundle.path, bundle.manifest, {
+        (f"plans/model.{p}.plan", "tensorrt"): True for p in ("fp16", "bf16")
+    })  # fmt: skip
+    with pytest.warns(UserWarning, match="is not used"), pytest.raises(TkError) as caught:
+        plans.session()
+    assert caught.value is BROKEN, "that of the best pair, with its fix"
+
+
+@pytest.mark.parametrize("wish", [{"backend": "tensorrt"}, {"backend": "onnxruntime"}, {}])
+def test_session__what_was_asked_for_or_a_graph_fails_with_an_error(
+    bundle: Bundle, machine: dict[str, Module], wish: dict[str, str]
+) -> None:
+    machine["tensorrt"].fails = {"fp16": BROKEN}
+    machine["onnxruntime-cuda"].fails = {"fp16": BROKEN}
+    if not wish:  # a graph is never moved to the CPU without an error
+        machine["tensorrt"].lacks = "no TensorRT"
+    with pytest.raises(TkError) as caught:
+        bundle.session(**wish)  # type: ignore[arg-type]
+    assert caught.value is BROKEN
+
+
+def test_session__a_plan_that_was_changed_is_an_error_always(
+    bundle: Bundle, machine: dict[str, Module], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Bundle, "_read", READ)
+    (tmp_path / "plans").mkdir()
+    for precision in PRECISIONS:
+        (tmp_path / f"plans/model.{precision}.plan").write_bytes(b"other")
+    with pytest.raises(CheckFailed, match="was changed"):
+        Bundle(tmp_path, bundle.manifest, bundle.verdicts).session()
 
 
 @pytest.mark.parametrize(

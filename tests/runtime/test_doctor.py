@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.export.tensorrt.fake_cuda import FakeCuda
 
 from tk.cli import run as run_cli
 from tk.runtime import machine as machine_module
@@ -50,7 +51,7 @@ JETSON: Packages = {
 }  # fmt: skip
 CPU: Packages = {"onnxruntime": ("1.31.1", []), "faiss-cpu": ("1.15.1", [])}
 
-Pretend = Callable[..., None]
+Pretend = Callable[..., FakeCuda]
 IMPORTS = {
     "onnxruntime-gpu": "onnxruntime", "onnxruntime": "onnxruntime", "tensorrt": "tensorrt",
     "tensorrt_cu12": "tensorrt", "cuda-bindings": "cuda", "faiss-gpu": "faiss",
@@ -64,7 +65,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretend:
 
     def make(
         packages: Packages, gpus: tuple[Gpu, ...] = (), tegra: str = "", processor: str = "x86_64"
-    ) -> None:
+    ) -> FakeCuda:
         known = {"tk-vision": ("0.1.0", []), **packages}
 
         def distribution(name: str) -> Any:
@@ -89,6 +90,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretend:
             file.write_text(tegra)
         monkeypatch.setattr(machine_module, "TEGRA", file)
         monkeypatch.setattr("shutil.which", lambda name: None)
+        cuda = FakeCuda()
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda.module)
+        return cuda
 
     return make
 
@@ -236,6 +240,45 @@ def test_doctor__jetson_with_cuda_python_of_the_other_cuda(pretend: Pretend) -> 
     assert "cuda-bindings 13.5.0 is for CUDA 13, the driver runs 12.6" in text
     pretend({**JETSON, "cuda-bindings": ("13.5.0", [])}, (THOR,), "# R38, REVISION: 2.0")
     assert by_name(examine())["tensorrt"].state == "ok"
+
+
+def test_doctor__tries_cuda_with_a_few_bytes(pretend: Pretend) -> None:
+    cuda = pretend(SERVER_13, (H200, H200))
+    line = by_name(examine())["CUDA"]
+    assert (line.topic, line.state) == ("gpu", "ok")
+    assert line.text == "memory, a copy there and back on GPU 0, 1"
+    assert cuda.live == {} and cuda.device == 1
+    assert "CUDA" not in by_name(doctor_on(pretend, CPU))
+    assert "CUDA" not in by_name(doctor_on(pretend, CPU, (H200,))), "no cuda-python: said elsewhere"
+    assert "CUDA" not in by_name(doctor_on(pretend, SERVER_13, (A10,))), "of a CUDA too new: too"
+
+
+def doctor_on(pretend: Pretend, *machine: Any) -> list[Line]:
+    pretend(*machine)
+    return examine()
+
+
+def test_doctor__cuda_that_does_not_work_is_told(
+    pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = pretend(JETSON, (ORIN,), "# R36, REVISION: 4.0", "aarch64")
+    cuda.pins = False
+    line = by_name(examine())["CUDA"]
+    assert line.state == "missing" and "\n" not in line.text
+    assert line.text.startswith("GPU 0: CUDA failed while pinning")
+    assert "cudaErrorMemoryAllocation" in line.text and cuda.live == {}
+
+    cuda.pins, cuda.free = True, 0
+    assert "not enough GPU memory for a test" in by_name(examine())["CUDA"].text
+    cuda.free = 1 << 20
+    monkeypatch.setattr(cuda.module, "cudaMemcpyAsync", lambda *_: (cuda.error.cudaSuccess,))
+    assert by_name(examine())["CUDA"].text == "GPU 0: other numbers came back from it"
+
+    def fail(device: int) -> Any:
+        raise RuntimeError("Function cudaSetDevice not found")
+
+    monkeypatch.setattr(cuda.module, "cudaSetDevice", fail)
+    assert "cudaSetDevice not found" in by_name(examine())["CUDA"].text
 
 
 def test_doctor__old_driver(pretend: Pretend) -> None:

@@ -32,6 +32,10 @@ from tk.runtime.manifest import Artifact, Manifest, manifest_from_json
 MANIFEST, PARITY, PROBE = "manifest.json", "parity.json", "probe.npz"
 
 
+class FileChanged(CheckFailed):
+    """A file is not the one that the manifest tells the hash of; nothing is taken in its place."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle: its manifest, and the verdicts of the parity gate.
@@ -106,6 +110,10 @@ class Bundle:
     ) -> Session:
         """Open the best pair (artifact, back end) that passed the gate and runs here.
 
+        A plan can fail to load though its facts fit. Unless its back end was asked for, the next
+        best pair is taken then, with a warning. A graph that fails is an error: it would move to
+        the CPU.
+
         Args:
             part: name of the part.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -117,7 +125,9 @@ class Bundle:
             The session; its `why` says in one line why this pair was taken.
 
         Raises:
-            TkError: no such pair; says what is there and how to make it.
+            TkError: no such pair; says what is there and how to make it. Or the back end refuses
+                the file, and nothing else may run.
+            FileChanged: a file was changed since the bundle was opened.
             EnvironmentLacks: there is one, but this machine lacks its back end.
         """
         pairs, asked = self.pairs(part), read_wish(device, precision, backend)
@@ -126,16 +136,28 @@ class Bundle:
         if not proved:
             raise nothing_proved(self.path, part, wish, pairs)
         refused: dict[int, str] = {}
+        failed: TkError | None = None
         for place, pair in enumerate(proved):
             if reason := pair.refusal(wish.device):
                 refused[place] = reason
                 if not pair.backend.load().missing():  # the library is here, the file is not for it
                     warnings.warn(f"{pair.artifact.file} is not used: {reason}", stacklevel=2)
                 continue
-            session = self.open_pair(pair, device=wish.device, threads=threads)
+            try:
+                session = self.open_pair(pair, device=wish.device, threads=threads)
+            except FileChanged:
+                raise
+            except TkError as error:
+                if wish.backend != "auto" or pair.artifact.kind != "plan":
+                    raise
+                refused[place] = error.what
+                warnings.warn(f"{pair.artifact.file} is not used: {error}", stacklevel=2)
+                # Its traceback would hold the plan's GPU memory while the next one is opened.
+                failed = failed or error.with_traceback(None)
+                continue
             session.why = why(pair, wish, proved, refused)
             return session
-        raise nothing_runs(self.path.name, proved, refused)
+        raise failed or nothing_runs(self.path.name, proved, refused)
 
     def open_pair(self, pair: Pair, *, device: Device | None = None, threads: int = 0) -> Session:
         """Open one pair, whatever the gate said of it: to judge it.
@@ -146,7 +168,7 @@ class Bundle:
             threads: for back ends on the CPU; 0 takes all cores.
 
         Raises:
-            CheckFailed: a file was changed since the bundle was opened.
+            FileChanged: a file was changed since the bundle was opened.
             EnvironmentLacks: this machine lacks something.
             TkError: the back end refuses the file.
         """
@@ -192,7 +214,7 @@ class Bundle:
         # Hash the very bytes that go to the engine: the file may have changed since `open`.
         data = (self.path / file).read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise CheckFailed(f"bundle {self.path.name} is damaged: {file} was changed")
+            raise FileChanged(f"bundle {self.path.name} is damaged: {file} was changed")
         return data
 
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from tk.runtime.backends.cuda_stack import too_new
 from tk.runtime.backends.registry import BACKENDS, Backend
+from tk.runtime.backends.tensorrt import library
+from tk.runtime.errors import TkError
 from tk.runtime.gallery import faiss_device
 from tk.runtime.machine import Machine, this_machine
 
@@ -62,6 +65,7 @@ def examine() -> list[Line]:
         Line("cpu", "cores", "ok", f"{_cores()} ({_processor()})"),
         Line("cpu", "memory", "ok", _memory()),
         *_gpus(machine),
+        *_cuda(machine),
     ]
     lines += [_backend(backend, machine) for backend in BACKENDS.values()]
     lines.append(_faiss(machine))
@@ -117,6 +121,27 @@ def _gpus(machine: Machine) -> list[Line]:
         text = f"JetPack {jetpack}, with TensorRT {tensorrt}"
         lines.append(Line("gpu", "Jetson", "missing" if old else "ok", text))
     return lines
+
+
+def _cuda(machine: Machine) -> list[Line]:
+    """Try what a session asks of CUDA; packages that lack or do not fit are told elsewhere."""
+    if (
+        not machine.gpus
+        or not library.cuda_python()
+        or too_new(("cuda-bindings",), machine.gpus[0].driver)
+    ):
+        return []
+    from tk.runtime.backends.tensorrt import cuda
+
+    numbers = range(len(machine.gpus))
+    for index in numbers:
+        try:
+            cuda.try_out(index)
+        # RuntimeError: cuda-python does not find a function in the driver or a library.
+        except (TkError, RuntimeError, OSError) as error:
+            return [Line("gpu", "CUDA", "missing", f"GPU {index}: {' '.join(str(error).split())}")]
+    text = f"memory, a copy there and back on GPU {', '.join(map(str, numbers))}"
+    return [Line("gpu", "CUDA", "ok", text)]
 
 
 def _driver() -> str:

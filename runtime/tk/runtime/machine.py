@@ -13,6 +13,9 @@ from tk.runtime.backends.tensorrt.gpu import Gpu, find_gpus
 TEGRA = Path("/etc/nv_tegra_release")
 """The file that NVIDIA's Linux for Jetson (L4T) tells its version in."""
 
+DEVICE_TREE = Path("/proc/device-tree/compatible")
+"""What the board says it is, names ended by a zero byte; also there in a container."""
+
 JETPACKS: tuple[tuple[tuple[int, int], str, str], ...] = (
     ((38, 0), "7.0 or newer", "10.13 or newer"),
     ((36, 4), "6.1 or 6.2", "10.3"),
@@ -77,6 +80,16 @@ class Machine:
 def this_machine() -> Machine:
     """Look; loads the driver and nothing else."""
     return Machine(tuple(find_gpus()), _l4t(), platform.machine())
+
+
+def platform_name() -> str:
+    """What is one platform to TensorRT: `linux-x86_64`, `linux-aarch64`, a Jetson `tegra-aarch64`.
+
+    A plan runs on the platform that built it only, whatever else fits.
+    """
+    tree = DEVICE_TREE.read_bytes() if DEVICE_TREE.is_file() else b""
+    tegra = TEGRA.is_file() or b"tegra" in tree
+    return f"{'tegra' if tegra else platform.system().lower()}-{platform.machine()}"
 
 
 def _l4t() -> tuple[int, int] | None:

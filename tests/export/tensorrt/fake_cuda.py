@@ -35,6 +35,10 @@ class FakeCuda:
         live: what is held: memory by address, handles by identity.
         recording: the stream's work goes here while a graph is recorded.
         breaks_recording: pretend that the work cannot be recorded.
+        instantiates: whether a recorded graph can be made runnable.
+        cached: bytes that can be taken though `cudaMemGetInfo` does not count them as free: on a
+            Jetson the page cache of the system.
+        error_left: whether a call failed and nobody took its error off, as the next one sees it.
         pins: whether host memory can be pinned.
         launches: number of graph launches.
         device: number of the GPU that was chosen last.
@@ -46,7 +50,9 @@ class FakeCuda:
         self.sizes: dict[int, int] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.breaks_recording = False
-        self.pins = True
+        self.pins = self.instantiates = True
+        self.error_left = False
+        self.cached = 0
         self.launches = self.records = self.device = 0
         self.module = self._make(version)
 
@@ -63,11 +69,22 @@ class FakeCuda:
         for name, members in api["enums"].items():
             setattr(module, name, enum.IntEnum(name, members))
         for name in api["functions"]:
-            setattr(module, name, getattr(self, f"_{name}", _not_pretended(name)))
+            setattr(module, name, self._remembering(name))
         for name in api["constants"]:
             setattr(module, name, 1)
         self.error: Any = module.cudaError_t
         return module
+
+    def _remembering(self, name: str) -> Callable[..., Any]:
+        """A function of the module; like the real ones it leaves its error behind."""
+        act = getattr(self, f"_{name}", _not_pretended(name))
+
+        def call(*arguments: Any) -> Any:
+            answer = act(*arguments)
+            self.error_left |= answer[0] != self.error.cudaSuccess
+            return answer
+
+        return call
 
     def _take(self, size: int) -> tuple[Any, int]:
         block = (ctypes.c_uint8 * size)()
@@ -99,7 +116,7 @@ class FakeCuda:
         return (self.error.cudaSuccess,)
 
     def _cudaMemGetInfo(self) -> tuple[Any, int, int]:
-        return self.error.cudaSuccess, self.free, self.total
+        return self.error.cudaSuccess, max(0, self.free - self.cached), self.total
 
     def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: Any) -> Any:
         def copy() -> None:
@@ -133,6 +150,8 @@ class FakeCuda:
         return (self.error.cudaSuccess,)
 
     def _cudaStreamEndCapture(self, stream: Handle) -> Any:
+        if self.recording is None:
+            return self.error.cudaErrorIllegalState, None
         work, self.recording = self.recording, None
         if self.breaks_recording:
             return self.error.cudaErrorStreamCaptureInvalidated, None
@@ -141,9 +160,12 @@ class FakeCuda:
         return code, graph
 
     def _cudaGetLastError(self) -> Any:
+        self.error_left = False
         return (self.error.cudaSuccess,)
 
     def _cudaGraphInstantiateWithFlags(self, graph: Handle, flags: int) -> Any:
+        if not self.instantiates:
+            return self.error.cudaErrorMemoryAllocation, None
         code, executable = self._hold("executable graph")
         executable.work = graph.work
         return code, executable

@@ -25,6 +25,7 @@ from tk.export.tensorrt.traits import find_traits
 from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.backends.tensorrt.session import refusal
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.machine import platform_name
 from tk.runtime.manifest import Part, TensorSpec
 
 Make = Callable[..., World]
@@ -72,6 +73,7 @@ def test_build__plan_and_facts(make: Make, tmp_path: Path, version: str) -> None
     assert plan.artifact.file == f"plans/model.fp16.trt{numbers}-sm90.plan"
     assert facts["batch"] == [1, 8, 16] and facts["found"] == {"fp16": 0.5, "fp32": 0.5}
     assert facts["typing"] == ("weak" if version == "8.6" else "strong")
+    assert facts["platform"] == platform_name()
     assert refusal(facts) == "", "what a build writes, the session of this machine accepts"
 
 

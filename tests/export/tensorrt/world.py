@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,15 @@ class World:
         loadable: whether a plan can be loaded.
         load_error: what is said when it cannot.
         data_dependent: the output's rows are those with a positive sum.
+        executes: whether a context runs; `run_error` is said when it does not.
+        logger: the first that TensorRT was ever given; like the real one, it uses no other.
+        refused_rows: numbers of rows that shapes cannot be inferred for.
+        host: tensors that TensorRT keeps in host memory.
+        starts: whether a runtime can be made; `start_error` is said when it cannot.
+        room: contexts that fit into memory; no more are made.
+        shares_profile: whether a second context may take the first one's profile.
+        recordable: whether a context can run while a graph is recorded.
+        running: called when a context is told to run.
         phases: steps of a build's outermost phase.
     """
 
@@ -109,10 +119,18 @@ class World:
         self.load_error = "magic tag does not match"
         self.data_dependent = False
         self.executes = True
-        self.shares_profile = True
+        self.run_error = "an illegal instruction was encountered"
+        self.logger: Any = None
+        self.shares_profile = self.starts = self.recordable = True
+        self.start_error = "CUDA initialization failure with error: 2. Please check your CUDA"
+        self.refused_rows: set[int] = set()
+        self.host: set[str] = set()
+        self.room = 99
+        self.running: Callable[[], None] = lambda: None
         self.phases = 4
         self.scratch = 1000
         self.contexts = 0
+        self.made: list[weakref.ref[Any]] = []
         self.during: Callable[[], None] = lambda: None
         self.fake = Fake(version, self._behaviour())
         self.trt: Any = self.fake.module
@@ -156,10 +174,12 @@ class World:
             ("ICudaEngine", "get_tensor_shape"): lambda engine, name: self.spec[name][2],
             ("ICudaEngine", "get_tensor_profile_shape"): self._ranges,
             ("ICudaEngine", "is_shape_inference_io"): lambda engine, name: False,
+            ("ICudaEngine", "get_tensor_location"): self._location,
             ("ICudaEngine", "create_execution_context"): self._context,
             ("ICudaEngine", "create_execution_context_without_device_memory"): self._context,
             ("IExecutionContext", "set_input_shape"): self._set_shape,
-            ("IExecutionContext", "infer_shapes"): lambda context: [],
+            ("IExecutionContext", "set_optimization_profile_async"): self._set_profile,
+            ("IExecutionContext", "infer_shapes"): self._infer,
             ("IExecutionContext", "get_tensor_shape"): self._shape,
             ("IExecutionContext", "set_tensor_address"): self._address,
             ("IExecutionContext", "set_output_allocator"): self._allocator,
@@ -172,8 +192,15 @@ class World:
     def _memory(self, content: bytes) -> Any:
         return self.fake.new("IHostMemory", content=content)
 
+    def say(self, severity: str, text: str) -> None:
+        """Log a line."""
+        self.logger.log(self.trt.ILogger.Severity[severity], text)
+
+    def _hear(self, logger: Any) -> None:
+        self.logger = self.logger or logger
+
     def _builder(self, builder: Any, logger: Any) -> None:
-        builder.__dict__["logger"] = logger
+        self._hear(logger)
 
     def _network(self, builder: Any, flags: int = 0) -> Any:
         return self.fake.new("INetworkDefinition", creation=flags, layers=[])
@@ -208,9 +235,8 @@ class World:
         return error
 
     def _build(self, builder: Any, network: Any, config: Any) -> Any:
-        severities = self.trt.ILogger.Severity
         for severity, text in self.log:
-            builder.logger.log(severities[severity], text)
+            self.say(severity, text)
         self.network, self.config = network, config
         self.during()
         monitor = config.__dict__.get("progress_monitor")
@@ -238,12 +264,15 @@ class World:
         return True
 
     def _runtime(self, runtime: Any, logger: Any) -> None:
-        runtime.__dict__["logger"] = logger
+        self._hear(logger)
+        if not self.starts:
+            self.say("WARNING", self.start_error)
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self.runtime = runtime
 
     def _load(self, runtime: Any, data: bytes) -> Any:
         if not self.loadable:
-            runtime.logger.log(self.trt.ILogger.Severity.ERROR, self.load_error)
+            self.say("ERROR", self.load_error)
             return None
         sizes = {"num_io_tensors": len(self.spec), "num_optimization_profiles": 1}
         memory = {"device_memory_size": self.scratch, "device_memory_size_v2": self.scratch}
@@ -263,11 +292,32 @@ class World:
         shape = self.spec[name][2]
         return [tuple(n if s == -1 else s for s in shape) for n in (1, self.high, self.high)]
 
+    def _location(self, engine: Any, name: str) -> Any:
+        return self.trt.TensorLocation["HOST" if name in self.host else "DEVICE"]
+
     def _context(self, engine: Any, strategy: Any = None) -> Any:
-        if self.contexts and not self.shares_profile:
+        alive = sum(context() is not None for context in self.made)
+        if alive >= self.room:
+            self.say("ERROR", "Error Code 2: OutOfMemory (no further information)")
             return None
         self.contexts += 1
-        return self.fake.new("IExecutionContext", shapes={}, places={}, allocators={})
+        # A plan that does not share it gives its one profile to the first context.
+        profile = 0 if self.shares_profile or not alive else -1
+        values: dict[str, Any] = {"shapes": {}, "places": {}, "allocators": {}}
+        made = self.fake.new("IExecutionContext", active_optimization_profile=profile, **values)
+        self.made.append(weakref.ref(made))
+        return made
+
+    def _set_profile(self, context: Any, index: int, stream: int) -> bool:
+        if not self.shares_profile:
+            raise RuntimeError("Error in set optimization profile.")
+        return True
+
+    def _infer(self, context: Any) -> list[str]:
+        if context.shapes["image"][0] in self.refused_rows:
+            self.say("ERROR", "dimensions do not fit")
+            raise RuntimeError("infer_shapes error code: -1")
+        return []
 
     def _set_shape(self, context: Any, name: str, shape: tuple[int, ...]) -> bool:
         context.shapes[name] = shape
@@ -307,6 +357,12 @@ class World:
             if places["embedding"]:
                 self._array("embedding", places["embedding"], answer.shape)[...] = answer
 
+        self.running()
+        if self.cuda.recording is not None and not self.recordable:
+            self.say("ERROR", "operation not permitted when stream is capturing")
+            return False
+        if not self.executes:
+            self.say("ERROR", self.run_error)
         self.cuda.queue(run)
         return self.executes
 

@@ -26,6 +26,7 @@ from tk.runtime.backends.tensorrt.gpu import Gpu
 from tk.runtime.backends.tensorrt.log import Log, warn
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.files import sha256_file
+from tk.runtime.machine import platform_name
 from tk.runtime.manifest import Artifact, Part, TensorSpec
 from tk.runtime.progress import progress
 
@@ -100,6 +101,7 @@ def build_plan(
     data, found = build.run(file, float_bytes)
     facts = {
         "tensorrt": version,
+        "platform": platform_name(),
         "sm": gpu.sm,
         "gpu": gpu.name,
         "cuda_driver": ".".join(str(number) for number in gpu.driver),

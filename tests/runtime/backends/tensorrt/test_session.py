@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from tests.export.tensorrt.tables import VERSIONS
 from tests.export.tensorrt.world import GPU, PART, World, world_maker
 
+from tk.runtime import machine
 from tk.runtime.backends.base import Session
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.backends.tensorrt.facts import unfit
@@ -20,6 +23,15 @@ from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
 from tk.runtime.manifest import Part, TensorSpec
 
 Make = Callable[..., World]
+ALL = ("linux-x86_64", "linux-aarch64", "tegra-aarch64")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An x86 computer, wherever the tests run."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "TEGRA", tmp_path / "none")
+    monkeypatch.setattr(machine, "DEVICE_TREE", tmp_path / "none")
 
 
 @pytest.fixture
@@ -91,6 +103,70 @@ def test_session__work_that_cannot_be_recorded_runs_without_a_graph(make: Make) 
         assert world.cuda.launches == 0 and world.cuda.records == 1
 
 
+def check_runs(session: Session, rows: int, times: int = 4) -> None:
+    """Run a shape some times, and compare every answer."""
+    for step in range(times):
+        array = image(rows, step)
+        np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
+
+
+def test_session__no_memory_for_a_graph_runs_without_one(make: Make) -> None:
+    world = make("10.3")
+    world.cuda.instantiates = False
+    with start(world) as session:
+        check_runs(session, 2)
+        assert world.cuda.launches == 0 and world.cuda.records == 1, "not tried at each run"
+        assert not world.cuda.error_left
+    assert world.cuda.live == {}
+
+
+def test_session__ctrl_c_while_recording_ends_the_recording(make: Make) -> None:
+    world = make("10.3")
+
+    def interrupt() -> None:
+        if world.cuda.recording is not None:
+            world.running = lambda: None
+            raise KeyboardInterrupt
+
+    world.running = interrupt
+    with start(world) as session:
+        check_runs(session, 2, 2)
+        with pytest.raises(KeyboardInterrupt):
+            answer(session, image(2))
+        assert world.cuda.recording is None
+        check_runs(session, 2)
+        assert world.cuda.launches == 4
+    assert world.cuda.live == {}
+
+
+def test_session__errors_of_a_failed_recording_are_not_those_of_the_run(make: Make) -> None:
+    world = make("10.3", recordable=False)
+    with start(world) as session:
+        check_runs(session, 2, 2)
+        world.executes = False
+        with pytest.raises(TkError, match="illegal instruction") as caught:
+            answer(session, image(2))  # not recorded, then run
+        assert "capturing" not in str(caught.value)
+        world.executes = True
+        check_runs(session, 2)
+    assert world.cuda.records == 1 and not world.cuda.error_left
+
+
+def test_session__shapes_that_tensorrt_refuses_are_set_anew(make: Make) -> None:
+    world = make("10.13", refused_rows={5})
+    with start(world) as session:
+        check_runs(session, 2, 1)
+        for _ in range(2):
+            with pytest.raises(
+                TkError, match=r"takes no inputs of shapes 'image' \(5, 4\)"
+            ) as caught:
+                answer(session, image(5))
+            assert "dimensions do not fit" in caught.value.found
+        check_runs(session, 2)
+        world.refused_rows.clear()
+        check_runs(session, 5)
+
+
 def test_session__graphs_on_and_off_agree(make: Make) -> None:
     world = make("11.0")
     off = TensorRTSession(world.trt, b"PLAN", "m", "fp16", PART, graphs=False)
@@ -116,10 +192,8 @@ def test_session__keeps_few_shapes(make: Make) -> None:
 def test_session__a_plan_that_allows_one_context_runs_without_graphs(make: Make) -> None:
     world = make("8.6", shares_profile=False)
     with start(world) as session:
-        for step in range(4):
-            array = image(2, step)
-            np.testing.assert_array_equal(answer(session, array), array.astype(np.float32) * 2)
-        assert session.graph_count == 0
+        check_runs(session, 2)
+        assert session.graph_count == 0 and world.contexts == 2, "not tried at each run"
 
 
 @pytest.mark.parametrize("version", ["8.6", "10.3", "11.4"])
@@ -173,6 +247,70 @@ def test_session__gpu_memory_too_small_for_the_work(make: Make) -> None:
         start(world)
     assert "100 MiB" in str(caught.value) and "64 MiB free of 64 MiB" in str(caught.value)
     assert world.cuda.live == {}
+
+
+def test_session__a_jetson_gives_more_than_it_calls_free(make: Make) -> None:
+    world = make("10.3", free=64 << 20, scratch=40 << 20)
+    world.cuda.cached = 60 << 20
+    with start(world) as session:
+        check_runs(session, 2)
+
+
+def test_session__a_failed_allocation_leaves_no_error_to_others(make: Make) -> None:
+    world = make("10.3", free=64 << 20, scratch=100 << 20)
+    with pytest.raises(EnvironmentLacks, match="memory for the work of"):
+        start(world)
+    world.cuda.pins, world.scratch = False, 1000
+    with start(world) as session, pytest.raises(TkError, match="pinning"):
+        answer(session, image(2))
+    assert not world.cuda.error_left
+
+
+def test_session__no_memory_for_the_only_context(make: Make) -> None:
+    world = make("10.3", free=64 << 20, room=0)
+    with pytest.raises(EnvironmentLacks, match=r"not enough GPU memory to run m/p\.plan") as caught:
+        start(world)
+    assert "MiB free of 64 MiB" in caught.value.found and "OutOfMemory" in caught.value.found
+    assert world.cuda.live == {}
+
+
+def test_session__no_memory_for_another_context_takes_that_of_older_shapes(make: Make) -> None:
+    world = make("10.13", room=3)  # the shared one and two of single shapes
+    with start(world) as session:
+        for rows in (1, 2, 3, 1, 3):
+            check_runs(session, rows)
+            assert session.graph_count == min(2, session.calls // 4)
+        world.room = 1
+        check_runs(session, 4)
+        assert session.graph_count == 0
+    assert world.cuda.live == {}
+
+
+@pytest.mark.parametrize("version", ["8.6", "11.4"])
+def test_session__a_runtime_that_does_not_start(make: Make, version: str) -> None:
+    world = make(version, starts=False)
+    with pytest.raises(EnvironmentLacks, match=r"memory to start TensorRT for m/p\.plan") as caught:
+        start(world)
+    assert "failure with error: 2" in caught.value.found and "free of" in caught.value.found
+    world.start_error = "CUDA initialization failure with error: 35. Please check"
+    with pytest.raises(EnvironmentLacks, match=r"does not start, for m/p\.plan") as caught:
+        start(world)
+    assert "error: 35" in caught.value.found and "tk doctor" in caught.value.fix
+
+
+def test_session__memory_that_cuda_cannot_tell(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make("10.3", starts=False)
+    code = world.cuda.error.cudaErrorMemoryAllocation
+    monkeypatch.setattr(world.cuda.module, "cudaMemGetInfo", lambda: (code, 0, 0))
+    with pytest.raises(EnvironmentLacks, match="CUDA does not tell how much is free"):
+        start(world)
+
+
+@pytest.mark.parametrize("name", ["image", "embedding"])
+def test_session__tensors_in_host_memory_are_refused(make: Make, name: str) -> None:
+    with pytest.raises(TkError, match=f"tensor '{name}' are sizes") as caught:
+        start(make("10.3", host={name}))
+    assert "no output is a size" in caught.value.fix
 
 
 def test_session__gpu_memory_too_small_for_a_tensor(make: Make) -> None:
@@ -271,6 +409,9 @@ def test_session__failing_run_tells_tensorrts_words(make: Make) -> None:
         ({"tensorrt": "8.6.1"}, "built by TensorRT 8.6.1"),
         ({"sm": "sm87", "gpu": "Orin"}, "sm87 (Orin), here is sm90"),
         ({"sm": "sm87", "hardware": "same"}, "sm87"),
+        ({"platform": "tegra-aarch64"}, "built on tegra-aarch64, here is linux-x86_64"),
+        ({"platform": "tegra-aarch64", "hardware": "ampere"}, "built on tegra-aarch64"),
+        ({"tensorrt": "10.13.3.10"}, "built by TensorRT 10.13.3.10"),
         ({"sm": None}, "does not say"),
         ({"tensorrt": None}, "does not say"),
     ],
@@ -286,6 +427,35 @@ def test_session__a_plan_for_another_machine_is_never_loaded(
     assert world.fake.called("deserialize_cuda_engine") == []
 
 
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("8.6.1.6", "8.6.1.6", True),
+        ("8.6.1.6", "8.6.1.2", False),
+        ("8.6.1", "8.6.1.6", True),  # JetPack's package does not tell the fourth number
+        ("8.6.1.6", "8.6.1", True),
+        ("10.3.0.26", "10.3.0.post1", True),
+        ("10.13.3.9.1", "10.13.3.9.2", True),
+        ("10.13", "10.13.3", False),
+    ],
+)
+def test_facts__versions_agree_as_far_as_both_tell_them(built: str, here: str, fits: bool) -> None:
+    known = {"tensorrt": built, "sm": GPU.sm}
+    reason = unfit(known, "tensorrt", here, GPU, "linux-x86_64")
+    assert (reason == "") is fits
+    assert fits or reason == f"it was built by TensorRT {built}, here is tensorrt {here}"
+
+
+def test_facts__a_plan_that_does_not_tell_its_platform_is_of_any() -> None:
+    known = {"tensorrt": "10.3.0", "sm": "sm87", "hardware": "ampere"}
+    for there in ("linux-x86_64", "linux-aarch64", "tegra-aarch64"):
+        assert unfit(known, "tensorrt", "10.3.0", GPU, there) == ""
+        fits = [
+            unfit({**known, "platform": p}, "tensorrt", "10.3.0", GPU, there) == "" for p in ALL
+        ]
+        assert fits == [p == there for p in ALL]
+
+
 def test_session__a_plan_without_facts_is_never_loaded(make: Make) -> None:
     world = make("10.13")
     with pytest.raises(CheckFailed, match="does not say"):
@@ -297,7 +467,8 @@ def test_session__wide_plan_runs_on_newer_gpus(make: Make) -> None:
     world = make("10.13")
     assert refusal(facts(world, sm="sm87", hardware="ampere")) == ""
     old = replace(GPU, capability=(7, 5))
-    assert unfit(facts(world, sm="sm87", hardware="ampere"), "tensorrt", "10.13.3", old)
+    wide = facts(world, sm="sm87", hardware="ampere")
+    assert unfit(wide, "tensorrt", "10.13.3", old, "linux-x86_64")
 
 
 def test_session__another_gpu_of_the_same_kind_warns(make: Make) -> None:
@@ -313,6 +484,23 @@ def test_session__lean_library_runs_version_compatible_plans_only(make: Make) ->
     assert refusal(wide) == ""
     with open_session(b"PLAN", "m", "fp16", PART, 0, facts=wide) as session:
         np.testing.assert_array_equal(answer(session, image(2)), image(2).astype(np.float32) * 2)
+
+
+def test_session__a_broken_whole_library_leaves_the_lean_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make("lean-11.4")
+    monkeypatch.setattr(library, "installed", lambda: ["tensorrt", "tensorrt_lean"])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as an import that fails
+    wide = facts(world, version_compatible=True)
+    assert refusal(wide) == ""
+    with open_session(b"PLAN", "m", "fp16", PART, 0, facts=wide) as session:
+        check_runs(session, 2)
+    # The lean one does not run this plan, so the broken one is what has to be mended.
+    assert refusal(facts(world)).startswith("tensorrt is installed but does not load")
+    with pytest.raises(EnvironmentLacks, match="does not load") as caught:
+        open_session(b"PLAN", "m", "fp16", PART, 0, facts=facts(world))
+    assert "driver" in caught.value.fix
 
 
 def test_session__int64_is_refused_by_8_6(make: Make) -> None:

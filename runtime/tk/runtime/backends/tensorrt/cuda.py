@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Callable
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -32,8 +33,14 @@ def check(answer: tuple[Any, ...], doing: str) -> Any:
     """
     code, *values = answer
     if int(code) != 0:
+        _forget_error()
         raise TkError(f"CUDA failed while {doing}", found=getattr(code, "name", str(code)))
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _forget_error() -> None:
+    """Take off the error that a failed call left: TensorRT and ONNX Runtime look for one later."""
+    _rt().cudaGetLastError()
 
 
 def use(device: int) -> None:
@@ -49,6 +56,18 @@ def memory_info() -> tuple[int, int]:
     """Free memory and all memory of the GPU, bytes."""
     free, total = check(_rt().cudaMemGetInfo(), "asking for free memory")
     return int(free), int(total)
+
+
+def memory_text() -> str:
+    """`64 MiB free of 128 MiB`; on a Jetson without what the page cache would give up.
+
+    Never an error: it is asked when something has failed already.
+    """
+    try:
+        free, total = memory_info()
+    except TkError:
+        return "CUDA does not tell how much is free"
+    return f"{_mib(free)} free of {_mib(total)}"
 
 
 class _Held:
@@ -77,11 +96,11 @@ class DeviceMemory(_Held):
         self.bytes = max(1, size)
         code, address = rt.cudaMalloc(self.bytes)
         if code == rt.cudaError_t.cudaErrorMemoryAllocation:
-            free, total = memory_info()
+            _forget_error()
             raise EnvironmentLacks(
                 f"not enough GPU memory for {purpose}",
                 expected=f"{_mib(self.bytes)} in one piece",
-                found=f"{_mib(free)} free of {_mib(total)}",
+                found=memory_text(),
                 fix="stop what else uses the GPU, lower --batch-size, or export with a smaller "
                 "--max-batch",
             )
@@ -165,24 +184,32 @@ def record(stream: Stream, work: Callable[[], None]) -> Graph | None:
     """Record what `work` queues on `stream` instead of running it.
 
     Returns:
-        The graph, or None when the work cannot be recorded (a model that waits for the GPU midway).
+        The graph, or None when the work cannot be recorded (a model that waits for the GPU midway)
+        or there is no memory for the graph.
     """
     rt = _rt()
     # Thread-local: another thread's unrelated allocation must not break the recording.
     mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-    check(rt.cudaStreamBeginCapture(stream.handle, mode), "recording a CUDA graph")
-    failed = False
+    recorded: Any = None
     try:
+        check(rt.cudaStreamBeginCapture(stream.handle, mode), "recording a CUDA graph")
         work()
+        recorded = check(rt.cudaStreamEndCapture(stream.handle), "recording a CUDA graph")
+        return Graph(recorded)
     except TkError:
-        failed = True
-    code, recorded = rt.cudaStreamEndCapture(stream.handle)
-    if failed or int(code) != 0:
-        if int(code) == 0:
-            rt.cudaGraphDestroy(recorded)
-        rt.cudaGetLastError()  # the failed recording must not show up in the next call
         return None
-    return Graph(recorded)
+    finally:
+        if recorded is None:  # also after Ctrl-C: a stream that still records runs nothing
+            _stop_recording(stream)
+
+
+def _stop_recording(stream: Stream) -> None:
+    rt = _rt()
+    code, recorded = rt.cudaStreamEndCapture(stream.handle)
+    if int(code) == 0:
+        rt.cudaGraphDestroy(recorded)
+    else:  # as expected when the work has broken the recording
+        _forget_error()
 
 
 class Timer:
@@ -216,6 +243,30 @@ class Timer:
     ) -> None:
         for held in self._ends:
             held.close()
+
+
+def try_out(device: int) -> None:
+    """Do with a few bytes what a session does: memory on both sides, a copy there and back.
+
+    Raises:
+        TkError: a call failed, or other numbers came back.
+    """
+    use(device)
+    numbers = np.arange(1, 17, dtype=np.int32)
+    with (
+        closing(Stream()) as stream,
+        closing(DeviceMemory(numbers.nbytes, "a test")) as there,
+        closing(PinnedMemory(numbers.nbytes)) as here,
+    ):
+        view = here.view("int32", numbers.shape)
+        view[...] = numbers
+        stream.to_device(here.address, there.address, numbers.nbytes)
+        stream.wait()
+        view[...] = 0
+        stream.to_host(there.address, here.address, numbers.nbytes)
+        stream.wait()
+        if not np.array_equal(view, numbers):
+            raise TkError("other numbers came back from it")
 
 
 def _mib(size: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, memory_info
+from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, memory_text
 from tk.runtime.backends.tensorrt.dtypes import has_type, numpy_name
 from tk.runtime.backends.tensorrt.facts import REBUILD
 from tk.runtime.backends.tensorrt.library import register_plugins
@@ -55,6 +55,7 @@ class Engine:
         ranges: input -> shapes that it takes.
 
     Raises:
+        EnvironmentLacks: TensorRT does not start, or lacks GPU memory.
         TkError: TensorRT refuses the plan; with its own words.
         CheckFailed: the plan's inputs or outputs are not those of the manifest.
     """
@@ -69,29 +70,38 @@ class Engine:
                     fix="use TensorRT 10 or newer, or export this part with int32 inputs",
                 )
         register_plugins(trt, self.log.logger)
-        runtime = trt.Runtime(self.log.logger)
+        runtime = self._start()
         runtime.engine_host_code_allowed = False  # a plan may carry code for the CPU: never run it
         self._runtime: Any = runtime  # must outlive the engine
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise self._not_loaded(len(data))
+            needs = f"about {len(data) / 2**20:,.0f} MiB for its weights, and room to work in"
+            raise self._out_of_memory("load", needs) or TkError(
+                f"TensorRT {trt.__version__} cannot load {name}", found=self.log.text(), fix=REBUILD
+            )
         self._engine: Any = engine
         self._check_tensors(part)
         self.ranges = {spec.name: self._range(spec.name) for spec in part.inputs}
 
-    def _not_loaded(self, size: int) -> TkError:
-        if not self.log.lacks_memory():
-            return TkError(
-                f"TensorRT {self.trt.__version__} cannot load {self.name}",
+    def _start(self) -> Any:
+        trt = self.trt
+        try:
+            return trt.Runtime(self.log.logger)
+        except TypeError as error:  # its factory gave a null pointer
+            raise self._out_of_memory("start TensorRT for", "room for CUDA") or EnvironmentLacks(
+                f"TensorRT {trt.__version__} does not start, for {self.name}",
                 found=self.log.text(),
-                fix=REBUILD,
-            )
-        free, total = memory_info()
+                fix="tk doctor tells whether driver and libraries belong together",
+            ) from error
+
+    def _out_of_memory(self, doing: str, needs: str) -> EnvironmentLacks | None:
+        """The error of what TensorRT did not do, if it says that GPU memory lacked."""
+        if not self.log.lacks_memory():
+            return None
         return EnvironmentLacks(
-            f"not enough GPU memory to load {self.name}",
-            expected=f"about {size / 2**20:,.0f} MiB for its weights, and room to work in",
-            found=f"{free / 2**20:,.0f} MiB free of {total / 2**20:,.0f} MiB\n    "
-            + self.log.text(),
+            f"not enough GPU memory to {doing} {self.name}",
+            expected=needs,
+            found=f"{memory_text()}\n    {self.log.text()}",
             fix="stop what else uses the GPU, or take a plan of fewer bits: --precision fp16",
         )
 
@@ -102,33 +112,50 @@ class Engine:
             size = getattr(self._engine, "device_memory_size")  # noqa: B009 - gone in TensorRT 11
         return int(size)
 
+    def first_context(self, scratch: DeviceMemory, stream: Stream) -> Any:
+        """Make the execution context without which nothing runs; as `new_context`.
+
+        Raises:
+            EnvironmentLacks: too little GPU memory.
+            TkError: TensorRT makes none for another reason.
+        """
+        context = self.new_context(scratch, stream)
+        if context is None:
+            raise self._out_of_memory("run", "room for an execution context") or TkError(
+                f"TensorRT makes no execution context of {self.name}", found=self.log.text()
+            )
+        return context
+
     def new_context(self, scratch: DeviceMemory, stream: Stream) -> Any:
         """Make an execution context that works in memory of ours.
 
         All contexts of a session run one after another, so they share one block.
 
         Returns:
-            The context, or None when TensorRT makes no more of them.
+            The context, or None when TensorRT makes no more of them; `log` then says why.
         """
-        strategies = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
-        if strategies is None:  # 8.6
-            context = getattr(self._engine, "create_execution_context_without_device_memory")()  # noqa: B009
-        else:
-            make = getattr(self._engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
-            context = make(strategies.USER_MANAGED)
+        self.log.begin()
+        context = self._bare_context()
         if context is None:
             return None
-        handle = int(stream.handle)
-        if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(
-            0, handle
-        ):
-            return None
+        if context.active_optimization_profile != 0:
+            try:
+                context.set_optimization_profile_async(0, int(stream.handle))
+            except RuntimeError:  # 8.6: another context has it, and this plan does not share it
+                return None
         give = getattr(context, "set_device_memory", None)
         if give is None:  # 8.6
             context.device_memory = scratch.address
         else:
             give(scratch.address, scratch.bytes)
         return context
+
+    def _bare_context(self) -> Any:
+        strategies = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
+        if strategies is None:  # 8.6
+            return getattr(self._engine, "create_execution_context_without_device_memory")()  # noqa: B009
+        make = getattr(self._engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
+        return make(strategies.USER_MANAGED)
 
     def close(self) -> None:
         """Free the plan; contexts must be gone."""
@@ -158,11 +185,19 @@ class Engine:
             shape = tuple(int(size) for size in engine.get_tensor_shape(name))
             if dtype != spec.dtype or not _shapes_agree(spec.shape, shape):
                 raise self._other(spec, f"{dtype or 'a type without numpy'} {shape}")
-            if is_input and engine.is_shape_inference_io(name):
-                raise TkError(
-                    f"{self.name}: input {name!r} decides shapes by its values",
-                    fix="export the model so that only the shapes of inputs are free",
-                )
+            self._check_place(name)
+
+    def _check_place(self, tensor: str) -> None:
+        """Refuse a tensor that TensorRT wants in host memory: we give addresses on the GPU."""
+        engine, trt = self._engine, self.trt
+        on_gpu = engine.get_tensor_location(tensor) == trt.TensorLocation.DEVICE
+        if not on_gpu or engine.is_shape_inference_io(tensor):
+            raise TkError(
+                f"{self.name}: the values of tensor {tensor!r} are sizes of others, which TensorRT "
+                "keeps in host memory",
+                fix="export the model so that only the shapes of inputs are free, and no output "
+                "is a size",
+            )
 
     def _other(self, spec: TensorSpec, found: str) -> CheckFailed:
         return CheckFailed(

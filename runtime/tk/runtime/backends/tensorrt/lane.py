@@ -41,16 +41,19 @@ class Lane:
 
         Returns:
             Shape per output, with -1 where only the data decides.
+
+        Raises:
+            TkError: TensorRT does not take the shapes; they are set anew the next time.
         """
         context = self._context
         if self._shapes != shapes:
             self._forget()
+            self._shapes = {}  # when a step below fails, the context has some of both
             for name, shape in shapes.items():
                 if not context.set_input_shape(name, shape):
                     raise self._failed(f"TensorRT takes no {name!r} of shape {shape}")
+            self._infer(shapes)
             self._shapes = dict(shapes)
-            if unset := context.infer_shapes():
-                raise self._failed(f"TensorRT lacks the shapes of {', '.join(unset)}")
         return {name: tuple(int(s) for s in context.get_tensor_shape(name)) for name in outputs}
 
     def place(self, name: str, address: int) -> None:
@@ -73,7 +76,9 @@ class Lane:
         if self._graph is None and self._graphs and self._warm:
             # The first run sets up what a graph may not contain, so it is never recorded.
             self._graph = record(stream, lambda: self._enqueue(stream))
-            self._graphs = self._graph is not None
+            if self._graph is None:  # once is enough, and its errors are not those of the run
+                self._graphs = False
+                self._log.begin()
         if self._graph is not None:
             self._graph.launch(stream)
         else:
@@ -84,6 +89,16 @@ class Lane:
         """Free graph and context."""
         self._forget()
         self._context = None
+
+    def _infer(self, shapes: Mapping[str, Shape]) -> None:
+        context = self._context
+        try:
+            unset = context.infer_shapes()
+        except RuntimeError as error:  # "infer_shapes error code: -1"
+            text = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+            raise self._failed(f"TensorRT takes no inputs of shapes {text}") from error
+        if unset:
+            raise self._failed(f"TensorRT lacks the shapes of {', '.join(unset)}")
 
     def _enqueue(self, stream: Stream) -> None:
         context = self._context

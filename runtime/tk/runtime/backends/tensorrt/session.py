@@ -14,12 +14,13 @@ from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.tensorrt import library
 from tk.runtime.backends.tensorrt.allocator import OutputMemory
 from tk.runtime.backends.tensorrt.buffers import TensorMemory
-from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, Timer, memory_info, use
+from tk.runtime.backends.tensorrt.cuda import DeviceMemory, Stream, Timer, use
 from tk.runtime.backends.tensorrt.engine import Engine, Shape
 from tk.runtime.backends.tensorrt.facts import REBUILD, unfit
 from tk.runtime.backends.tensorrt.lane import Lane
 from tk.runtime.backends.tensorrt.log import warn
 from tk.runtime.errors import CheckFailed, EnvironmentLacks, TkError
+from tk.runtime.machine import platform_name
 from tk.runtime.manifest import Part
 
 NAME = "tensorrt"
@@ -82,15 +83,25 @@ def open_session(
 
 
 def _choose(facts: Mapping[str, Any], device: int) -> tuple[Any, str]:
-    """The installed TensorRT that fits a plan, or None and why not."""
+    """The installed TensorRT that fits a plan, or None and why not.
+
+    Raises:
+        EnvironmentLacks: no such GPU, or none fits and one of them is broken: it might.
+    """
     gpu = library.the_gpu(device)
-    reasons = []
+    reasons, broken = [], None
     for name in library.installed():
-        trt = library.load(name)
-        reason = unfit(facts, name, trt.__version__, gpu)
+        try:
+            trt = library.load(name)
+        except EnvironmentLacks as error:
+            broken = broken or error
+            continue
+        reason = unfit(facts, name, trt.__version__, gpu, platform_name())
         if not reason:
             return trt, ""
         reasons.append(reason)
+    if broken is not None:
+        raise broken
     return None, "; ".join(dict.fromkeys(reasons))
 
 
@@ -100,6 +111,9 @@ class TensorRTSession(Session):
     The first run of a shape goes through one context for all; a shape that comes again gets a
     context of its own, which from its second run on is one launch of a graph. So a part that sees
     every number of boxes once does not pay for hundreds of graphs.
+
+    Not for two threads at once, nor two sessions of one process: a session has one stream and one
+    block to work in, and all of them share TensorRT's one logger.
 
     Args:
         graphs: whether to record CUDA graphs.
@@ -138,22 +152,10 @@ class TensorRTSession(Session):
             raise
 
     def _prepare(self) -> None:
-        needed, (free, total) = self._engine.scratch_bytes(), memory_info()
-        if needed > free:
-            raise EnvironmentLacks(
-                f"not enough GPU memory to run {self.name}",
-                expected=f"{needed / 2**20:,.0f} MiB to work in",
-                found=f"{free / 2**20:,.0f} MiB free of {total / 2**20:,.0f} MiB",
-                fix="stop what else uses the GPU, or export with a smaller --max-batch",
-            )
+        # Taken, not asked for: on a Jetson more can be had than CUDA calls free.
         self._stream = Stream()
-        self._scratch = DeviceMemory(needed, f"the work of {self.name}")
-        context = self._engine.new_context(self._scratch, self._stream)
-        if context is None:
-            raise TkError(
-                f"TensorRT makes no execution context of {self.name}",
-                found=self._engine.log.text(),
-            )
+        self._scratch = DeviceMemory(self._engine.scratch_bytes(), f"the work of {self.name}")
+        context = self._engine.first_context(self._scratch, self._stream)
         self._shared = Lane(context, self.name, self._engine.log, graphs=False)
 
     def __enter__(self) -> TensorRTSession:
@@ -189,6 +191,7 @@ class TensorRTSession(Session):
 
     def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         use(self._device)  # another thread than that which opened the session may run it
+        self._engine.log.begin()
         lane, stream = self._ready(inputs), self._stream
         assert stream is not None
         for name, array in inputs.items():
@@ -239,7 +242,7 @@ class TensorRTSession(Session):
                 )
 
     def _lane(self, shapes: Mapping[str, Shape]) -> Lane:
-        assert self._shared is not None and self._scratch is not None and self._stream is not None
+        assert self._shared is not None
         key = tuple(sorted(shapes.items()))
         self._seen[key] += 1
         if key in self._lanes:
@@ -247,14 +250,26 @@ class TensorRTSession(Session):
             return self._lanes[key]
         if not self._graphs or self._grown or self._seen[key] < 2:
             return self._shared
-        context = self._engine.new_context(self._scratch, self._stream)
-        if context is None:  # a plan of 8.6 that does not share its profile
+        if len(self._lanes) == LANES:
+            self._drop_oldest()
+        context = self._own_context()
+        if context is None:  # also a plan of 8.6 that does not share its profile
             self._graphs = False
             return self._shared
-        if len(self._lanes) == LANES:
-            self._lanes.popitem(last=False)[1].close()
         self._lanes[key] = Lane(context, self.name, self._engine.log, graphs=True)
         return self._lanes[key]
+
+    def _own_context(self) -> Any:
+        """A context for one shape; where memory lacks it takes the place of older ones."""
+        assert self._scratch is not None and self._stream is not None
+        while True:
+            context = self._engine.new_context(self._scratch, self._stream)
+            if context is not None or not self._lanes or not self._engine.log.lacks_memory():
+                return context
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        self._lanes.popitem(last=False)[1].close()
 
     def _grow(self, lane: Lane, name: str) -> None:
         if name not in self._grown:
