@@ -239,7 +239,10 @@ class _Build:
         return True
 
     def _inspect(self, data: bytes) -> Found:
-        runtime = self.trt.Runtime(self.log.logger)
+        try:
+            runtime = self.trt.Runtime(self.log.logger)
+        except TypeError as error:  # its factory gave a null pointer
+            raise self._failed("TensorRT cannot look into the plan that it has built") from error
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self._failed("TensorRT cannot load the plan that it has just built")

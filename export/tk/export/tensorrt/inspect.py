@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tk.runtime.backends.tensorrt.engine import bare_context
 from tk.runtime.errors import CheckFailed, TkError
 
 WORDS = {
@@ -96,12 +97,7 @@ def inspect(trt: Any, engine: Any) -> Found:
 
 def _context(trt: Any, engine: Any) -> Any:
     """A context with the usual shapes and no memory; None when TensorRT makes none."""
-    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
-    if strategies is None:  # 8.6
-        context = getattr(engine, "create_execution_context_without_device_memory")()  # noqa: B009
-    else:
-        make = getattr(engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
-        context = make(strategies.USER_MANAGED)
+    context = bare_context(trt, engine)
     if context is None:
         return None
     for index in range(engine.num_io_tensors):

@@ -42,6 +42,15 @@ class Range:
         return "(" + ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in pairs) + ")"
 
 
+def bare_context(trt: Any, engine: Any) -> Any:
+    """An execution context without memory to work in; None when TensorRT makes no more of them."""
+    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategies is None:  # 8.6
+        return getattr(engine, "create_execution_context_without_device_memory")()  # noqa: B009
+    make = getattr(engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
+    return make(strategies.USER_MANAGED)
+
+
 class Engine:
     """A deserialized plan.
 
@@ -135,7 +144,7 @@ class Engine:
             The context, or None when TensorRT makes no more of them; `log` then says why.
         """
         self.log.begin()
-        context = self._bare_context()
+        context = bare_context(self.trt, self._engine)
         if context is None:
             return None
         if context.active_optimization_profile != 0:
@@ -149,13 +158,6 @@ class Engine:
         else:
             give(scratch.address, scratch.bytes)
         return context
-
-    def _bare_context(self) -> Any:
-        strategies = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
-        if strategies is None:  # 8.6
-            return getattr(self._engine, "create_execution_context_without_device_memory")()  # noqa: B009
-        make = getattr(self._engine, "create_execution_context")  # noqa: B009 - 8.6 takes nothing
-        return make(strategies.USER_MANAGED)
 
     def close(self) -> None:
         """Free the plan; contexts must be gone."""
