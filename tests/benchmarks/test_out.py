@@ -13,6 +13,7 @@ from tk.benchmarks.annotator import BenchOptions, bench_annotator
 from tk.benchmarks.chain import bench_chain
 from tk.benchmarks.crops import CropsBenchOptions, bench_crops
 from tk.benchmarks.int8 import Int8Options, bench_int8
+from tk.benchmarks.models import ModelsOptions, bench_models
 from tk.benchmarks.ssl import SslBenchOptions, bench_ssl
 from tk.benchmarks.train import TrainBenchOptions, bench_train
 from tk.runtime.errors import TkError
@@ -33,6 +34,7 @@ def _annotator(out: Path, data: Path) -> Any:
 BENCHES: dict[str, Bench] = {
     "annotator": _annotator,
     "int8": _int8,
+    "models": lambda out, data: bench_models(out, ModelsOptions(bundle=data), overwrite=True),
     "crops": lambda out, data: bench_crops(out, CropsBenchOptions(images=data), overwrite=True),
     "train": lambda out, data: bench_train(out, TrainBenchOptions(data=data), overwrite=True),
     "ssl": lambda out, data: bench_ssl(out, SslBenchOptions(data, {"dino": 1}), overwrite=True),

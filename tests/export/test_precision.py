@@ -263,6 +263,9 @@ def verdict(backend: str, value: float) -> Verdict:
         ({"onnxruntime-cpu": 1.0, EMULATED: 0.5}, False),  # the CPU hides what an engine rounds
         ({"onnxruntime-cpu": 0.5, EMULATED: 1.0}, False),
         ({EMULATED: 1.0}, True),  # no back end here computes in it
+        ({"openvino-cpu": 0.5, EMULATED: 1.0}, True),  # it takes no heed of what is kept in float32
+        ({"openvino-cpu": 1.0, EMULATED: 0.5}, False),
+        ({"openvino-cpu": 0.5}, False),
         ({EMULATED: float("nan")}, False),
         ({}, False),
     ],

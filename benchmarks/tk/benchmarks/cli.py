@@ -199,6 +199,70 @@ def train(
 
 
 @bench.command()
+def models(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    bundle: Annotated[Path, typer.Option(help="Graphs and plans of one model, as exported.")],
+    source: Annotated[
+        str,
+        typer.Option(help="What the bundle was exported from: times PyTorch beside it [no]."),
+    ] = "",
+    backbone: Annotated[
+        Path | None, typer.Option(help="Backbone of a head, as for `tk export`.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N, for engines and PyTorch alike.")
+    ] = "auto",
+    batches: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch to time, repeatable [1 4].")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="Timed calls of each engine and batch.")] = 50,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of every engine, 0 for all cores.")
+    ] = 0,
+    compile_too: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="With --source: torch.compile as well.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Time one model on every engine of this machine, part by part, PyTorch beside them.
+
+    All engines that passed the gate take turns with real inputs of the bundle: TensorRT, ONNX
+    Runtime, OpenVINO, in every precision; with --source also PyTorch eager, compiled, and on a GPU
+    with autocast. On a GPU the times of the model alone are taken by CUDA events too. What each
+    engine answers is compared with PyTorch again. Writes OUT/results.json (raw samples) and
+    results.md. Without --source it needs no PyTorch.
+
+    Example: tk bench models bench-sam2 --bundle bundles/segmenter --source runs/segmenter
+
+    Example, on a Jetson: tk bench models bench-embedder --bundle bundles/embedder
+    """
+    if source:
+        _need("torch", "timm", "onnx")
+    from tk.benchmarks.models import ModelsOptions, bench_models
+    from tk.benchmarks.models_report import table
+
+    options = ModelsOptions(
+        bundle=bundle,
+        source=source,
+        backbone=backbone,
+        device=device,
+        batches=tuple(batches or ModelsOptions.batches),
+        repeats=repeats,
+        threads=threads,
+        compile=compile_too,
+    )
+    results = bench_models(out, options, overwrite=overwrite)
+    if as_json:
+        _print_json(results)
+    else:
+        print("\n".join(table(results)))
+        for text in results["left_out"]:
+            print(f"not timed: {text}")
+        print(f"results: {out}/results.md, results.json")
+
+
+@bench.command()
 def int8(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
     bundle: Annotated[

@@ -9,9 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tk.runtime.backends.tensorrt.gpu import find_gpus
+
 LIBRARIES = (
     *("tk-vision", "torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu"),
-    "openvino",
+    *("openvino", "tensorrt", "cuda-python"),
     *("faiss-cpu", "faiss-gpu", "numpy", "opencv-python-headless", "pillow"),
     *("albumentations", "lightly"),
 )
@@ -40,6 +42,11 @@ def environment(threads: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": cpu_model(),
         "cores": available_cores(),
+        "gpus": [
+            f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB, driver for CUDA "
+            f"{gpu.driver[0]}.{gpu.driver[1]}"
+            for gpu in find_gpus()
+        ],
         "threads": threads,
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "load_average": load_average(),
@@ -57,10 +64,11 @@ def where(facts: dict[str, Any]) -> list[str]:
     load = _numbers(facts["load_average"])
     if after := facts.get("load_average_after"):
         load = f"{load}, after: {_numbers(after)}"
+    gpus = "".join(f"; {gpu}" for gpu in facts.get("gpus", ()))
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return [
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
-        f"threads: {facts['threads'] or 'all'}; load average before: {load}",
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}"
+        f"{gpus}; threads: {facts['threads'] or 'all'}; load average before: {load}",
         f"Python {facts['python']}, {versions}",
     ]
 

@@ -86,22 +86,23 @@ def sum_up(judgement: Judgement, plan: bool) -> Judged:
     """Say whether a part is fit to ship.
 
     A graph has to pass as an engine would round it (emulated), and on one back end of this machine,
-    unless none can run it; then the emulation decides alone. A plan has to pass as well. Pairs that
-    fail are never used, whatever is said here.
+    unless none can run it as it is written; then the emulation decides alone. A plan has to pass as
+    well. Pairs that fail are never used, whatever is said here.
 
     Args:
         judgement: of a graph and perhaps its plan.
         plan: whether there is a plan.
     """
-    kinds = {name: backend.kind for name, backend in BACKENDS.items()}
+    emulated = EMULATED in judgement.backends()  # then the file is one of half precision
     groups: list[Judged] = []
     for wanted in ["onnx", "plan"] if plan else ["onnx"]:
-        own = [name for name in judgement.backends() if kinds.get(name) == wanted]
-        if own:
-            groups.append(min((judge(judgement.of(name)) for name in own), key=_badness))
-        elif wanted == "plan" or EMULATED not in judgement.backends():
+        own = [n for n in judgement.backends() if n in BACKENDS and BACKENDS[n].kind == wanted]
+        heard = [n for n in own if BACKENDS[n].typed or not emulated]
+        if heard:
+            groups.append(min((judge(judgement.of(name)) for name in heard), key=_badness))
+        elif wanted == "plan" or not emulated:
             groups.append(Judged(False, float("inf"), _nobody(judgement.refusals)))
-    if EMULATED in judgement.backends():
+    if emulated:
         groups.append(judge(judgement.of(EMULATED)))
     worst = max(groups, key=_badness)
     return Judged(all(group.passed for group in groups), worst.worst, worst.what)

@@ -28,6 +28,8 @@ class Backend:
         kind: of the artifacts that it runs.
         module: see the head of this file.
         extra: the extra of `tk-vision` that brings it.
+        typed: whether it computes each node of a half precision file in the type that the file
+            gives it. OpenVINO computes the whole of one in bfloat16 where the processor can.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Backend:
     kind: str
     module: str
     extra: str
+    typed: bool = True
 
     def load(self) -> ModuleType:
         """Import the module; it imports its library only when asked for a session."""
@@ -52,7 +55,9 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("tensorrt", "cuda", "plan", f"{_HERE}.tensorrt.session", "gpu"),
         Backend("onnxruntime-cuda", "cuda", "onnx", f"{_HERE}.onnxrt_cuda.session", "gpu"),
-        Backend("openvino-cpu", "cpu", "onnx", f"{_HERE}.openvino.session", "openvino"),
+        Backend(
+            "openvino-cpu", "cpu", "onnx", f"{_HERE}.openvino.session", "openvino", typed=False
+        ),
         Backend("onnxruntime-cpu", "cpu", "onnx", f"{_HERE}.onnxrt.session", "cpu"),
     )
 }

@@ -1,0 +1,156 @@
+"""The parts of a model in PyTorch: eager, compiled, and on a GPU with autocast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from tk.benchmarks.models import Engine, ModelsOptions
+from tk.export.differences import differences
+from tk.export.model import ExportModel, ExportPart
+from tk.export.sources.registry import OPTIONS, find_source, open_source
+from tk.export.write import identity
+from tk.runtime.backends.base import Arrays
+from tk.runtime.bundle import Bundle
+from tk.runtime.choice import Wish
+from tk.runtime.errors import EnvironmentLacks, TkError
+from tk.runtime.manifest import Part
+
+WARM = 3
+"""Calls before those that CUDA events time."""
+
+
+def torch_engines(
+    bundle: Bundle, options: ModelsOptions, wish: Wish, inputs: Mapping[str, Arrays]
+) -> tuple[dict[str, list[Engine]], list[str]]:
+    """Ways of PyTorch to run each part of a bundle.
+
+    Args:
+        bundle: whose parts are timed.
+        options: source, threads, and whether to compile.
+        wish: for a device.
+        inputs: of each part, to compile it with.
+
+    Returns:
+        Part -> engines, and what could not be compiled, a sentence each.
+
+    Raises:
+        TkError: the source is another model than the bundle's.
+        EnvironmentLacks: a GPU was asked for that PyTorch does not see.
+    """
+    device = _device(wish)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = _source(bundle, options)
+    engines: dict[str, list[Engine]] = {}
+    left_out: list[str] = []
+    for name, part in model.parts.items():
+        module, spec = part.module.to(device), bundle.manifest.parts[name]
+        engines[name] = [_engine("PyTorch, eager", module, spec, device, torch.float32)]
+        kinds = [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]
+        if device.type == "cuda":
+            engines[name].append(
+                _engine("PyTorch, eager, autocast", module, spec, device, torch.float16)
+            )
+        for kind in kinds if options.compile else []:
+            made = _compiled(part, spec, device, kind, inputs[name])
+            if isinstance(made, str):
+                left_out.append(f"part {name}: {made}")
+            else:
+                engines[name].append(made)
+    return engines, left_out
+
+
+def _device(wish: Wish) -> torch.device:
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wish.device.kind == "cpu" or (wish.device.kind == "auto" and not seen):
+        return torch.device("cpu")
+    if wish.device.index >= seen:
+        raise EnvironmentLacks(
+            f"PyTorch sees no GPU {wish.device.index}",
+            found=f"{seen} GPUs; torch {torch.__version__}",
+            fix="install the PyTorch build for this CUDA, or leave --source out",
+        )
+    return torch.device("cuda", wish.device.index)
+
+
+def _source(bundle: Bundle, options: ModelsOptions) -> ExportModel:
+    """Open what a bundle was exported from, on its canvas, with its prompt."""
+    manifest, canvas = bundle.manifest, bundle.manifest.image
+    largest = max(part.max_batch for part in manifest.parts.values() if not part.one_picture)
+    sized = find_source(options.source).task in OPTIONS["size"]
+    model = open_source(
+        options.source,
+        largest,
+        size=(canvas.height, canvas.width) if sized else None,
+        prompt=str(manifest.settings.get("text", {}).get("baked", "")),
+        backbone=options.backbone,
+    )
+    (opset, *_) = [a.facts["opset"] for a in manifest.artifacts if a.kind == "onnx"]
+    if unequal := differences(manifest, model, identity(model.checkpoint), opset):
+        raise TkError(
+            f"{options.source} is not what bundle {bundle.path.name} was made from",
+            found="; ".join(map(str, unequal[:3])),
+            fix="--source takes what `tk export` was given",
+        )
+    return model
+
+
+def _engine(
+    name: str, module: Callable[..., object], spec: Part, device: torch.device, kind: torch.dtype
+) -> Engine:
+    """An engine of a callable that takes and gives tensors as a part says."""
+
+    def autocast() -> AbstractContextManager[object]:
+        if kind == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, kind)
+
+    def tensors(inputs: Arrays) -> list[Tensor]:
+        return [torch.from_numpy(inputs[one.name]).to(device) for one in spec.inputs]
+
+    @torch.inference_mode()
+    def call(inputs: Arrays) -> object:
+        with autocast():
+            outputs = module(*tensors(inputs))
+        values = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [value.float().cpu().numpy() for value in values]
+
+    @torch.inference_mode()
+    def gpu_seconds(inputs: Arrays, repeats: int) -> list[float]:
+        given, found = tensors(inputs), []
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for turn in range(WARM + repeats):
+            begin.record()
+            with autocast():
+                module(*given)
+            end.record()
+            end.synchronize()
+            if turn >= WARM:
+                found.append(begin.elapsed_time(end) / 1e3)
+        return found
+
+    precision = "fp32" if kind == torch.float32 else "fp16"
+    return Engine(name, precision, call, gpu_seconds if device.type == "cuda" else None)
+
+
+def _compiled(
+    part: ExportPart, spec: Part, device: torch.device, kind: torch.dtype, inputs: Arrays
+) -> Engine | str:
+    """The part compiled for each size by itself, tried once; why not, if that fails."""
+    module = torch.compile(part.module, dynamic=False)
+    title = "PyTorch, compiled" + (", autocast" if kind == torch.float16 else "")
+    engine = _engine(title, module, spec, device, kind)
+    began = time.perf_counter()
+    try:
+        engine.call(inputs)
+    except Exception as error:  # torch.compile raises what its many parts raise
+        first = str(error).strip().splitlines()
+        return f"{title}: {first[0] if first else type(error).__name__}"
+    engine.opened = time.perf_counter() - began
+    return engine
