@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,3 +75,23 @@ def test_extras__jetson_needs_no_pytorch_and_no_engine_from_pip() -> None:
     found = packages("jetson")
     assert set(found) == {"faiss-cpu", "cuda-python", "onnx"}  # onnx: `tk plan` reads graphs
     assert "<13; python_version < '3.12'" in found["cuda-python"]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("extra", sorted(EXTRAS))
+def test_constraints__fit_every_extra_on_every_python(extra: str, python: str) -> None:
+    """`pip install '.[EXTRA]' -c constraints.txt`, as the README has it; 3.10 is a Jetson's."""
+    place = {"python_version": python, "python_full_version": f"{python}.0"}
+
+    def active(text: str) -> Requirement | None:
+        found = Requirement(text)
+        return found if found.marker is None or found.marker.evaluate(place) else None
+
+    pinned = map(active, (ROOT / "constraints.txt").read_text().splitlines())
+    pins = {pin.name: pin.specifier for pin in pinned if pin}
+    # A release of cuda-python asks for cuda-bindings of the same version.
+    pins.setdefault("cuda-python", pins.get("cuda-bindings", SpecifierSet()))
+    for text in (*PROJECT["project"]["dependencies"], *EXTRAS[extra]):
+        wanted = active(text)
+        if wanted and (version := str(pins.get(wanted.name, "")).removeprefix("==")):
+            assert wanted.specifier.contains(version), f"{text}: {version} on Python {python}"
