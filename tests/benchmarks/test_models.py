@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from tests.benchmarks import trio
 from typer.testing import CliRunner
 
 from tk.benchmarks.cli import COMMANDS
-from tk.benchmarks.models import Engine, ModelsOptions, _batch, bench_models
+from tk.benchmarks.engines import Engine, ModelsOptions, batch_of
+from tk.benchmarks.models import bench_models
 from tk.benchmarks.models_report import markdown, table
 from tk.export.sources.registry import open_source
 from tk.export.write import write_bundle
 from tk.runtime.backends.base import Arrays
-from tk.runtime.errors import TkError
+from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.manifest import Part, TensorSpec
 
 
@@ -59,6 +61,8 @@ def test_bench__every_part_on_every_engine(world: Path, results: dict[str, Any])
     (judged,) = [p for p in results["parity"] if p["engine"] == "fp32 on onnxruntime-cpu"]
     assert judged["passed"] and judged["measures"]["decoder"][0].startswith("logits mask_iou 1 ")
     page = (world / "out/results.md").read_text()
+    assert results["options"]["bundle"] == results["options"]["source"] == "segmenter"
+    assert page.startswith("# segmenter on every engine") and str(world) not in json.dumps(results)
     assert "decoding and letterboxing are not in it" in page and "nothing clipped" in page
 
 
@@ -89,6 +93,29 @@ def test_bench__nothing_of_it_runs_there(world: Path) -> None:
     assert not (world / "gpu").exists()
 
 
+def test_bench__an_engine_that_fails_is_left_out(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise EnvironmentLacks("not enough memory")
+
+    monkeypatch.setattr("tk.runtime.backends.openvino.session.open_session", fail)
+    options = ModelsOptions(
+        bundle=world / "bundles/embedder", device="cpu", repeats=2, batches=(1, 99)
+    )
+    found = bench_models(world / "failed", options)
+    assert {row["engine"] for row in found["rows"]} == {"fp32 on onnxruntime-cpu"}
+    text = "; ".join(found["left_out"])
+    assert "part model takes 4 rows at most, not 99" in text
+    assert "part model, fp32 on openvino-cpu: not enough memory" in text
+
+
+def test_bench__not_into_the_bundle(world: Path) -> None:
+    bundle = world / "bundles/embedder"
+    with pytest.raises(TkError, match="lies in the bundle"):
+        bench_models(bundle / "out", ModelsOptions(bundle=bundle))
+
+
 @pytest.mark.slow
 def test_bench__compiled(world: Path) -> None:
     options = ModelsOptions(
@@ -100,8 +127,10 @@ def test_bench__compiled(world: Path) -> None:
     )
     found = bench_models(world / "compiled", options)
     names = {row["engine"] for row in found["rows"]}
-    # Without a C++ compiler there is no compiled row, but a sentence that says so.
-    assert ("PyTorch, compiled" in names) != bool(found["left_out"])
+    if shutil.which("g++") or shutil.which("clang++"):
+        assert "PyTorch, compiled" in names and found["left_out"] == []
+    else:
+        assert "PyTorch, compiled:" in found["left_out"][0]
 
 
 def test_batch__rows_of_the_batch_axis_and_no_others() -> None:
@@ -111,7 +140,7 @@ def test_batch__rows_of_the_batch_axis_and_no_others() -> None:
         8,
     )
     inputs: Arrays = {"image": np.ones((1, 2)), "boxes": np.arange(12.0).reshape(3, 4)}
-    found = _batch(part, inputs, 4, 2)
+    found = batch_of(part, inputs, 4, 2)
     assert found["image"] is inputs["image"]
     assert found["boxes"][:, 0].tolist() == [8.0, 0.0, 4.0, 8.0]
 
@@ -144,15 +173,15 @@ def test_table__fastest_first_compared_with_pytorch_and_gpu_times_apart() -> Non
         "| fp16 on tensorrt | 3.0 | 1.50 s | 2.00 ms / 4.00 ms | 500 us | 10.00 | "
         "embedding cosine 0.9999 |"
     )
-    assert lines[5].endswith("| 20.0 ms / 40.0 ms |  | 1.00 |  |")
+    assert lines[5].endswith("| 20.0 ms / 40.0 ms |  | 1.00 | not in the bundle |")
 
 
 def test_markdown__says_what_was_not_timed(results: dict[str, Any]) -> None:
     left_out = ["part model: PyTorch, compiled: no C++ compiler"]
     skipped = [{"engine": "fp16 on tensorrt", "skipped": "no GPU", "measures": {}}]
     page = markdown({**results, "left_out": left_out, "parity": skipped})
-    assert "- not timed: part model: PyTorch, compiled: no C++ compiler" in page
-    assert "- not timed: fp16 on tensorrt: no GPU" in page
+    assert "- left out: part model: PyTorch, compiled: no C++ compiler" in page
+    assert "- not compared: fp16 on tensorrt, as a whole model: no GPU" in page
 
 
 def test_engine__of_a_gpu_tells_times_of_its_own() -> None:

@@ -12,8 +12,9 @@ import pytest
 from tk.benchmarks.annotator import BenchOptions, bench_annotator
 from tk.benchmarks.chain import bench_chain
 from tk.benchmarks.crops import CropsBenchOptions, bench_crops
+from tk.benchmarks.engines import ModelsOptions
 from tk.benchmarks.int8 import Int8Options, bench_int8
-from tk.benchmarks.models import ModelsOptions, bench_models
+from tk.benchmarks.models import bench_models
 from tk.benchmarks.ssl import SslBenchOptions, bench_ssl
 from tk.benchmarks.train import TrainBenchOptions, bench_train
 from tk.runtime.errors import TkError

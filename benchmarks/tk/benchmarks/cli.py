@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,6 +210,9 @@ def models(
     backbone: Annotated[
         Path | None, typer.Option(help="Backbone of a head, as for `tk export`.")
     ] = None,
+    sam2_cfg: Annotated[
+        str, typer.Option(help="Configuration of an original SAM-2 .pt, as for `tk export`.")
+    ] = "",
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:N, for engines and PyTorch alike.")
     ] = "auto",
@@ -229,23 +233,27 @@ def models(
 
     All engines that passed the gate take turns with real inputs of the bundle: TensorRT, ONNX
     Runtime, OpenVINO, in every precision; with --source also PyTorch eager, compiled, and on a GPU
-    with autocast. On a GPU the times of the model alone are taken by CUDA events too. What each
-    engine answers is compared with PyTorch again. Writes OUT/results.json (raw samples) and
+    with autocast. On a GPU the times of the model alone are taken by CUDA events too. Answers that
+    the bundle has of PyTorch are compared once more. Writes OUT/results.json (raw samples) and
     results.md. Without --source it needs no PyTorch.
 
     Example: tk bench models bench-sam2 --bundle bundles/segmenter --source runs/segmenter
 
     Example, on a Jetson: tk bench models bench-embedder --bundle bundles/embedder
     """
+    # Before PyTorch is loaded: its idle threads would spin and hold up every other engine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if source:
         _need("torch", "timm", "onnx")
-    from tk.benchmarks.models import ModelsOptions, bench_models
+    from tk.benchmarks.engines import ModelsOptions
+    from tk.benchmarks.models import bench_models
     from tk.benchmarks.models_report import table
 
     options = ModelsOptions(
         bundle=bundle,
         source=source,
         backbone=backbone,
+        sam2_cfg=sam2_cfg,
         device=device,
         batches=tuple(batches or ModelsOptions.batches),
         repeats=repeats,
@@ -258,7 +266,7 @@ def models(
     else:
         print("\n".join(table(results)))
         for text in results["left_out"]:
-            print(f"not timed: {text}")
+            print(f"left out: {text}")
         print(f"results: {out}/results.md, results.json")
 
 

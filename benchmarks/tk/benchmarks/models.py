@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tk.benchmarks.engines import Engine, ModelsOptions, batch_of, sizes_of
 from tk.benchmarks.environment import environment, load_average
 from tk.benchmarks.latency import Candidate, Plan, Samples, measure
 from tk.benchmarks.models_report import MARKDOWN, write_results
 from tk.benchmarks.timing import percentile
 from tk.runtime.backends.base import Arrays, Session
 from tk.runtime.backends.registry import BACKENDS
-from tk.runtime.bundle import PROBE, Bundle
+from tk.runtime.bundle import PROBE, Bundle, FileChanged
 from tk.runtime.choice import Pair, Wish, read_wish
 from tk.runtime.errors import TkError
 from tk.runtime.files import refuse_existing, refuse_inputs
@@ -29,55 +30,6 @@ from tk.runtime.verify import VerifyRow, judge
 
 TURNS = 4
 """Inputs of each size that calls take by turns: the rows of the probe in other places."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelsOptions:
-    """What to measure.
-
-    Attributes:
-        bundle: proved graphs and plans of one model.
-        source: what the bundle was exported from, for PyTorch; "" leaves PyTorch out.
-        backbone: of a head, as for `tk export`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`, for engines and PyTorch alike.
-        batches: sizes to time, rows of the free axis; a part takes those up to its largest.
-        repeats: timed calls of each engine, part and batch.
-        threads: on the CPU; 0 for all cores.
-        compile: time `torch.compile` as well.
-    """
-
-    bundle: Path
-    source: str = ""
-    backbone: Path | None = None
-    device: str = "auto"
-    batches: tuple[int, ...] = (1, 4)
-    repeats: int = 50
-    threads: int = 0
-    compile: bool = True
-
-
-@dataclass
-class Engine:
-    """One way to run a part.
-
-    Attributes:
-        name: `fp16 on tensorrt`, `PyTorch, compiled`.
-        precision: of the arithmetic.
-        call: inputs -> outputs, from arrays of the host to arrays of the host.
-        gpu_seconds: (inputs, repeats) -> seconds of each run by CUDA events, without copies; None
-            where the engine tells no such times.
-        bytes: of its file; 0 for PyTorch.
-        opened: seconds that loading took.
-        facts: of the artifact.
-    """
-
-    name: str
-    precision: str
-    call: Callable[[Arrays], object]
-    gpu_seconds: Callable[[Arrays, int], list[float]] | None = None
-    bytes: int = 0
-    opened: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bench_models(out: Path, options: ModelsOptions, *, overwrite: bool = False) -> dict[str, Any]:
@@ -92,26 +44,38 @@ def bench_models(out: Path, options: ModelsOptions, *, overwrite: bool = False) 
     source = Path(options.source) if options.source and Path(options.source).exists() else None
     refuse_inputs(out, {"--bundle": options.bundle, "--source": source})
     refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
+    if options.bundle.resolve() in out.resolve().parents:
+        raise TkError(f"{out} lies in the bundle", fix="choose a folder outside of it")
     facts = environment(options.threads)
     bundle, wish = Bundle.open(options.bundle), read_wish(options.device, "auto", "auto")
     real = _inputs(bundle, options)
     torch_engines, left_out = _torch(bundle, options, wish, real)
     rows, runs = [], {}
     for name, inputs in real.items():
+        part, most = bundle.manifest.parts[name], max(options.batches)
+        if part.batch_axis and most > part.max_batch:
+            left_out.append(f"part {name} takes {part.max_batch} rows at most, not {most}")
         with ExitStack() as stack:
-            engines = [*torch_engines.get(name, []), *_pairs(bundle, name, wish, options, stack)]
-            if not engines:
+            engines = [
+                *torch_engines.get(name, []),
+                *_pairs(bundle, name, wish, options, stack, left_out),
+            ]
+            ready = list(_ready(part, engines, inputs, left_out))
+            if not ready:
                 raise TkError(
-                    f"nothing that passed the gate runs part {name} here", fix="tk doctor"
+                    f"nothing that passed the gate runs part {name} here",
+                    found="; ".join(left_out),
+                    fix="tk doctor",
                 )
-            found, samples = _time(bundle.manifest.parts[name], name, engines, inputs, options)
+            found, samples = _time(part, name, ready, inputs, options)
             rows += found
             runs[name] = samples
-    parity = [_parity(row) for row in judge(bundle, wish, options.threads)]
+    parity = _judged(bundle, wish, options, left_out)
     results = {
         "environment": {**facts, "load_average_after": load_average()},
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
+        "options": {**asdict(options), **_named(options)},
         "model": {
+            "bundle": bundle.path.resolve().name,
             "task": bundle.manifest.task,
             "id": bundle.manifest.settings.get("model_id"),
             "parameters": bundle.manifest.source.get("parameters"),
@@ -123,6 +87,13 @@ def bench_models(out: Path, options: ModelsOptions, *, overwrite: bool = False) 
     }
     write_results(out, results, overwrite=overwrite)
     return results
+
+
+def _named(options: ModelsOptions) -> dict[str, str]:
+    """Names for paths: where a model lay is nobody else's business."""
+    backbone = options.backbone.name if options.backbone else ""
+    source = Path(options.source).name if options.source else ""
+    return {"bundle": options.bundle.resolve().name, "source": source, "backbone": backbone}
 
 
 def _inputs(bundle: Bundle, options: ModelsOptions) -> dict[str, Arrays]:
@@ -138,29 +109,44 @@ def _inputs(bundle: Bundle, options: ModelsOptions) -> dict[str, Arrays]:
 
 
 def _pairs(
-    bundle: Bundle, part: str, wish: Wish, options: ModelsOptions, stack: ExitStack
+    bundle: Bundle,
+    part: str,
+    wish: Wish,
+    options: ModelsOptions,
+    stack: ExitStack,
+    left_out: list[str],
 ) -> Iterator[Engine]:
-    """Every pair of a part that passed and runs here, opened."""
+    """Every pair of a part that passed and runs here, opened; one that does not open is told."""
+    names: set[str] = set()
     for pair in bundle.pairs(part):
         if not pair.passed or pair.refusal(wish.device) or not wish.allows(pair):
             continue
+        name = f"{pair.artifact.precision} on {pair.backend.name}"
+        if name in names:  # two plans that fit: for this GPU, and for all of its kind
+            name += f" ({pair.artifact.file})"
+        names.add(name)
         began = time.perf_counter()
-        session = stack.enter_context(
-            bundle.open_pair(pair, device=wish.device, threads=options.threads)
-        )
-        yield _engine(pair, session, time.perf_counter() - began)
+        try:
+            session = bundle.open_pair(pair, device=wish.device, threads=options.threads)
+        except FileChanged:
+            raise
+        except TkError as error:
+            left_out.append(f"part {part}, {name}: {error.what}")
+            continue
+        stack.enter_context(session)
+        yield _engine(name, pair, session, time.perf_counter() - began)
 
 
-def _engine(pair: Pair, session: Session, opened: float) -> Engine:
+def _engine(name: str, pair: Pair, session: Session, opened: float) -> Engine:
     artifact = pair.artifact
     return Engine(
-        f"{artifact.precision} on {pair.backend.name}",
+        name,
         artifact.precision,
         session.run,
         getattr(session, "gpu_seconds", None),
-        artifact.bytes,
-        opened,
-        artifact.facts,
+        bytes=artifact.bytes,
+        opened=opened,
+        facts=artifact.facts,
     )
 
 
@@ -179,15 +165,15 @@ def _time(
     part: Part, name: str, engines: list[Engine], inputs: Arrays, options: ModelsOptions
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of one part, and its raw samples."""
-    sizes = [size for size in options.batches if size <= part.max_batch] or [1]
-    if not part.batch_axis:
-        sizes = [1]
-    first = {engine.name: _first(engine, part, inputs) for engine in engines}
+    sizes = sizes_of(part, options)
     timed: dict[int, dict[str, Samples]] = {}
     gpu: dict[int, dict[str, list[float]]] = {}
     for size in sizes:
-        print(f"time {name}, batch {size}: {', '.join(first)}", file=sys.stderr)
-        turns = [_batch(part, inputs, size, turn) for turn in range(TURNS)]
+        print(
+            f"time {name}, batch {size}: {', '.join(engine.name for engine in engines)}",
+            file=sys.stderr,
+        )
+        turns = [batch_of(part, inputs, size, turn) for turn in range(TURNS)]
         plan = Plan(samples=options.repeats, least=options.repeats)
         timed[size] = measure({e.name: _call(e, turns) for e in engines}, plan)
         gpu[size] = {
@@ -203,7 +189,7 @@ def _time(
             "bytes": engine.bytes,
             "found": engine.facts.get("found"),
             "opened": engine.opened,
-            "first_call": first[engine.name],
+            "first_call": engine.first_call,
             "latency": {str(size): timed[size][engine.name].figures() for size in sizes},
             "gpu": {
                 str(size): {f"p{p}": percentile(gpu[size][engine.name], p) for p in (50, 90, 99)}
@@ -223,11 +209,19 @@ def _time(
     return rows, samples
 
 
-def _first(engine: Engine, part: Part, inputs: Arrays) -> float:
-    """Seconds of the first call of all."""
-    began = time.perf_counter()
-    engine.call(_batch(part, inputs, 1, 0))
-    return time.perf_counter() - began
+def _ready(
+    part: Part, engines: list[Engine], inputs: Arrays, left_out: list[str]
+) -> Iterator[Engine]:
+    """Engines after their first call of all; one that fails is told and left out."""
+    for engine in engines:
+        began = time.perf_counter()
+        try:
+            engine.call(batch_of(part, inputs, 1, 0))
+        except TkError as error:
+            left_out.append(f"{engine.name}: {error.what}")
+            continue
+        engine.first_call = time.perf_counter() - began
+        yield engine
 
 
 def _call(engine: Engine, turns: list[Arrays]) -> Candidate:
@@ -239,14 +233,17 @@ def _call(engine: Engine, turns: list[Arrays]) -> Candidate:
     return call
 
 
-def _batch(part: Part, inputs: Arrays, size: int, turn: int) -> Arrays:
-    """`size` rows of every input whose first axis is the batch, begun at another row each turn."""
-    return {
-        spec.name: inputs[spec.name][(np.arange(size) + turn) % len(inputs[spec.name])]
-        if part.batch_axis and spec.shape[:1] == (part.batch_axis,)
-        else inputs[spec.name]
-        for spec in part.inputs
-    }
+def _judged(
+    bundle: Bundle, wish: Wish, options: ModelsOptions, left_out: list[str]
+) -> list[dict[str, Any]]:
+    """Parity of whole models here; if it fails, the times that were waited for are kept."""
+    try:
+        return [_parity(row) for row in judge(bundle, wish, options.threads)]
+    except FileChanged:
+        raise
+    except TkError as error:
+        left_out.append(f"answers were not compared again: {error.what}")
+        return []
 
 
 def _parity(row: VerifyRow) -> dict[str, Any]:

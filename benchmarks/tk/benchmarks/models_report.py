@@ -11,6 +11,7 @@ from tk.benchmarks.latency import duration
 from tk.runtime.files import atomic_folder, write_json
 
 JSON, MARKDOWN = "results.json", "results.md"
+NOT_JUDGED = "not in the bundle"
 BASE = "PyTorch, eager"
 FLOAT32 = "fp32 on onnxruntime-cpu"
 
@@ -41,7 +42,8 @@ def _part_table(rows: list[dict[str, Any]], parity: list[dict[str, Any]], part: 
     lines.append("|---" * (len(titles) + 1) + "|")
     said = {one["engine"]: one["measures"].get(part, []) for one in parity}
     for row in sorted(rows, key=lambda row: row["latency"][sizes[0]]["p50"]):
-        cells = [*_cells(row, sizes, base, on_gpu), "; ".join(said.get(row["engine"], []))]
+        answers = "; ".join(said.get(row["engine"], [])) or NOT_JUDGED
+        cells = [*_cells(row, sizes, base, on_gpu), answers]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -56,7 +58,8 @@ def _base(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _cells(
     row: dict[str, Any], sizes: list[str], base: dict[str, Any], on_gpu: bool
 ) -> Iterator[str]:
-    yield row["engine"]
+    steady = all(row["latency"][size].get("stable", True) for size in sizes)
+    yield row["engine"] + ("" if steady else " (unsteady)")
     yield f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else ""
     yield duration(row["opened"] + row["first_call"])
     for size in sizes:
@@ -72,12 +75,17 @@ def markdown(results: dict[str, Any]) -> str:
     facts, model, options = results["environment"], results["model"], results["options"]
     parameters = f", {model['parameters'] / 1e6:.1f} M parameters" if model["parameters"] else ""
     base = _base(results["rows"])["engine"]
-    skipped = [f"{one['engine']}: {one['skipped']}" for one in results["parity"] if one["skipped"]]
+    skipped = [
+        f"{one['engine']}, as a whole model: {one['skipped']}"
+        for one in results["parity"]
+        if one["skipped"]
+    ]
     return "\n".join(
         [
-            f"# {model['id'] or model['task']} on every engine",
+            f"# {model['bundle']} on every engine",
             "",
-            f"{model['task']}{parameters}; {facts['time']}.",
+            f"{model['task']}{', ' + model['id'] if model['id'] else ''}{parameters}; "
+            f"{facts['time']}.",
             "",
             *table(results),
             "",
@@ -85,9 +93,13 @@ def markdown(results: dict[str, Any]) -> str:
             "memory to arrays there; decoding and letterboxing are not in it. Warm, all engines by "
             f"turns in random order, nothing clipped. × is the median of {base} over that of the "
             "row. GPU alone: the median by CUDA events, without copies. Only pairs that passed the "
-            "gate are timed. PyTorch has its defaults (TF32 for convolutions on a GPU).",
+            "gate are timed. The bundle holds PyTorch's answers of some parts; these are compared "
+            "once more. PyTorch has its defaults (TF32 for convolutions on a GPU), but its threads "
+            "do not spin while they wait (OMP_WAIT_POLICY=PASSIVE), or they would hold up all "
+            "others. Unsteady: medians of warm-up windows still differed by more than 5 %.",
             "",
-            *(f"- not timed: {text}" for text in [*results["left_out"], *skipped]),
+            *(f"- left out: {text}" for text in results["left_out"]),
+            *(f"- not compared: {text}" for text in skipped),
             *(f"- {line}" for line in where(facts)),
             "",
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from tk.benchmarks.models import Engine, ModelsOptions
+from tk.benchmarks.engines import Engine, ModelsOptions, batch_of, sizes_of
 from tk.export.differences import differences
 from tk.export.model import ExportModel, ExportPart
 from tk.export.sources.registry import OPTIONS, find_source, open_source
@@ -43,6 +44,10 @@ def torch_engines(
         EnvironmentLacks: a GPU was asked for that PyTorch does not see.
     """
     device = _device(wish)
+    # A compiled part is one program per batch and precision; beyond the limit, which is 8, it would
+    # go on eager without a word.
+    for name, value in (("recompile_limit", 64), ("fail_on_recompile_limit_hit", True)):
+        setattr(torch._dynamo.config, name, value)
     if options.threads:
         torch.set_num_threads(options.threads)
     model = _source(bundle, options)
@@ -57,7 +62,9 @@ def torch_engines(
                 _engine("PyTorch, eager, autocast", module, spec, device, torch.float16)
             )
         for kind in kinds if options.compile else []:
-            made = _compiled(part, spec, device, kind, inputs[name])
+            sizes = sizes_of(spec, options)
+            examples = [batch_of(spec, inputs[name], size, 0) for size in (1, *sizes)]
+            made = _compiled(part, spec, device, kind, examples)
             if isinstance(made, str):
                 left_out.append(f"part {name}: {made}")
             else:
@@ -81,14 +88,17 @@ def _device(wish: Wish) -> torch.device:
 def _source(bundle: Bundle, options: ModelsOptions) -> ExportModel:
     """Open what a bundle was exported from, on its canvas, with its prompt."""
     manifest, canvas = bundle.manifest, bundle.manifest.image
-    largest = max(part.max_batch for part in manifest.parts.values() if not part.one_picture)
-    sized = find_source(options.source).task in OPTIONS["size"]
+    parts = [part for part in manifest.parts.values() if not part.one_picture]
+    seeing = [part for part in parts if any(spec.name == "image" for spec in part.inputs)]
+    largest = max(part.max_batch for part in seeing or parts)
+    sized = find_source(options.source, sam2_cfg=options.sam2_cfg).task in OPTIONS["size"]
     model = open_source(
         options.source,
         largest,
         size=(canvas.height, canvas.width) if sized else None,
         prompt=str(manifest.settings.get("text", {}).get("baked", "")),
         backbone=options.backbone,
+        sam2_cfg=options.sam2_cfg,
     )
     (opset, *_) = [a.facts["opset"] for a in manifest.artifacts if a.kind == "onnx"]
     if unequal := differences(manifest, model, identity(model.checkpoint), opset):
@@ -140,7 +150,11 @@ def _engine(
 
 
 def _compiled(
-    part: ExportPart, spec: Part, device: torch.device, kind: torch.dtype, inputs: Arrays
+    part: ExportPart,
+    spec: Part,
+    device: torch.device,
+    kind: torch.dtype,
+    examples: Sequence[Arrays],
 ) -> Engine | str:
     """The part compiled for each size by itself, tried once; why not, if that fails."""
     module = torch.compile(part.module, dynamic=False)
@@ -148,7 +162,8 @@ def _compiled(
     engine = _engine(title, module, spec, device, kind)
     began = time.perf_counter()
     try:
-        engine.call(inputs)
+        for inputs in examples:
+            engine.call(inputs)
     except Exception as error:  # torch.compile raises what its many parts raise
         first = str(error).strip().splitlines()
         return f"{title}: {first[0] if first else type(error).__name__}"
