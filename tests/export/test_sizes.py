@@ -61,6 +61,20 @@ def test_sizes__a_part_of_a_shape_is_a_slice(marks: str) -> None:
     np.testing.assert_array_equal(run(model, feed), before)
 
 
+def test_sizes__names_that_are_taken() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
+    g (float[A,4] x) => (int64[1] out) <int64[1] out_start = {5}> {
+        s = Shape <end = 1> (x)
+        out_whole = Add (s, out_start)
+        out = Identity (out_whole)
+        s_start = Neg (out_start)
+    }""")
+    before = run(model, {"x": np.zeros((2, 4), np.float32)})
+    assert plain_sizes(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(run(model, {"x": np.zeros((2, 4), np.float32)}), before)
+
+
 def test_sizes__a_graph_without_them_stays_as_it_is() -> None:
     model = onnx.parser.parse_model(TEXT.replace("uint8", "int32").replace("MARKS", ""))
     data = model.SerializeToString()

@@ -13,6 +13,7 @@ import orjson
 from tk.export.gate import Judgement, Reference, judge_artifact, judges, summarise
 from tk.export.graph import Graph, must_be_fit, to_onnx
 from tk.export.model import ExportModel, ExportPart
+from tk.export.pads import drop_empty_pads
 from tk.export.pictures import Pictures
 from tk.export.precision.cast import float32_nodes
 from tk.export.precision.emulated_session import EMULATED
@@ -20,6 +21,7 @@ from tk.export.precision.make import Maker, make_maker
 from tk.export.precision.sides import WORK
 from tk.export.reach import BuildPlan, File, Reach, Reached, graph_file, sum_up, with_facts
 from tk.export.request import Request
+from tk.export.sizes import plain_sizes
 from tk.export.weights import SUFFIX
 from tk.runtime.backends.base import Arrays
 from tk.runtime.errors import CheckFailed, TkError
@@ -168,6 +170,8 @@ class Producer:
                 fix="export it in fp32 only",
             )
         model = onnx.load_model_from_string(graph.data)
+        plain_sizes(model.graph)  # of a bundle that an older tk wrote
+        drop_empty_pads(model.graph)
         maker = make_maker(model, precision, self._feeds(name, precision), self.request.method)
         part, file = self.model.parts[name], f"{name}.{precision}.onnx"
 

@@ -53,6 +53,8 @@ def _read_from_floats(graph: onnx.GraphProto) -> bool:
 def _read_whole(graph: onnx.GraphProto) -> bool:
     """`Shape <start, end>` becomes Shape and Slice."""
     nodes: list[onnx.NodeProto] = []
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {weight.name for weight in graph.initializer}
     found = False
     for node in graph.node:
         nodes.append(node)
@@ -61,7 +63,7 @@ def _read_whole(graph: onnx.GraphProto) -> bool:
         found = True
         marks = {a.name: a.i for a in node.attribute}
         out = node.output[0]
-        whole, ends = f"{out}_whole", (f"{out}_start", f"{out}_end")
+        whole, *ends = (_unused(f"{out}_{word}", taken) for word in ("whole", "start", "end"))
         bounds = (marks.get("start", 0), marks.get("end", LAST))
         for name, bound in zip(ends, bounds, strict=True):
             graph.initializer.append(numpy_helper.from_array(np.asarray([bound], np.int64), name))
@@ -71,6 +73,13 @@ def _read_whole(graph: onnx.GraphProto) -> bool:
     if found:
         _replace_nodes(graph, nodes)
     return found
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

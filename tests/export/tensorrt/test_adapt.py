@@ -77,6 +77,21 @@ def test_adapt__newer_ones_read_int8_weights() -> None:
     assert model.SerializeToString() == data
 
 
+@pytest.mark.parametrize("point", [None, 1])
+def test_adapt__other_zero_points_than_zero_stay(point: int | None) -> None:
+    """No TensorRT reads them: it says so itself, instead of building from other weights."""
+    model = quantized(1)
+    (node,) = [n for n in model.graph.node if n.output[0] == "wide"]
+    if point is None:
+        del node.input[2]
+    else:
+        (zero,) = [w for w in model.graph.initializer if w.name == "z"]
+        zero.CopyFrom(numpy_helper.from_array(np.full(5, point, np.int8), "z"))
+    before = run(model, image=IMAGE)
+    assert not adapt(model, weak=True)
+    np.testing.assert_array_equal(run(model, image=IMAGE), before)
+
+
 SHARED = """<ir_version: 8, opset_import: ["" : 17]>
 g (uint8[B,8] image, float[B,1] valid, float[T] text) => (float[B,8] y) {
     x = Cast <to = 1> (image)

@@ -54,6 +54,14 @@ def said(body: str, version: str, opset: int = 17, out: str = "float[B,4]") -> s
         ("k = Constant <value_ints = [2]> ()\n y, i = TopK (x, k)", "float[B,2]"),
         ("y = MaxPool <kernel_shape = [2,2]> (p)", "float[B,3,7,7]"),
         ("y = Shape (n)", "int64[2]"),
+        ("s = Shape (x)\n y = ConstantOfShape (s)", "float[B,4]"),
+        (
+            """b = Constant <value = float[1,2,4] {0,0,1,1,0,0,2,2}> ()
+            c = Constant <value = float[1,1,2] {0.5,0.25}> ()
+            m = Constant <value_ints = [1]> ()
+            y = NonMaxSuppression (b, c, m)""",
+            "int64[N,3]",
+        ),
     ],
 )
 def test_reads__what_is_read(body: str, out: str, version: str) -> None:

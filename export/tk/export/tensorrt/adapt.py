@@ -44,19 +44,29 @@ def _quantize_weights(graph: onnx.GraphProto) -> bool:
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in graph.node:
-        weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if weight is not None and weight.data_type == TensorProto.INT8:
-            found = True
-            nodes.append(_quantizer(graph, node, weight, constants))
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if weight is not None and weight.data_type == TensorProto.INT8:
+        weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if (
+            weight is not None
+            and weight.data_type == TensorProto.INT8
+            and _is_even(node, constants)
+        ):
+            found = True
+            nodes.append(_quantizer(graph, node, weight, constants))
             copy.input[0] = nodes[-1].output[0]
         nodes.append(copy)
     if found:
         del graph.node[:]
         graph.node.extend(nodes)
     return found
+
+
+def _is_even(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a DequantizeLinear has a zero point of zeros, as all of ours; no TensorRT reads
+    others."""
+    point = constants.get(node.input[2]) if len(node.input) > 2 else None
+    return point is not None and not np.any(numpy_helper.to_array(point))
 
 
 def _quantizer(

@@ -91,7 +91,7 @@ def build_plan(
     _check_types(trt, part)
     content = onnx.load(graph, load_external_data=False)
     typing = check_graph(trt, content, options)
-    _check_plugins(content, options)
+    check_plugins(content, options)
     traits = find_traits(content, source or {}, options, gpu)
     warnings = check_known_bad(version, traits, part_name)
     file = plan_file(part_name, options.precision, version, gpu)
@@ -206,7 +206,7 @@ class _Build:
     def _profile(self, builder: Any) -> Any:
         profile, options = builder.create_optimization_profile(), self.options
         for spec in self.part.inputs:
-            profile.set_shape(spec.name, *_shapes(spec, self.part, options))
+            profile.set_shape(spec.name, *profile_shapes(spec, self.part, options))
         return profile
 
     def _serialize(self, builder: Any, network: Any, config: Any, name: str) -> bytes:
@@ -276,7 +276,7 @@ def _gpu_memory(gpu: Gpu) -> tuple[str, str]:
     return f"{free / 2**20:,.0f} MiB", f"{total / 2**20:,.0f} MiB"
 
 
-def _shapes(spec: TensorSpec, part: Part, options: BuildOptions) -> list[tuple[int, ...]]:
+def profile_shapes(spec: TensorSpec, part: Part, options: BuildOptions) -> list[tuple[int, ...]]:
     """Least, usual and largest shape of an input.
 
     Raises:
@@ -305,7 +305,12 @@ def _check_types(trt: Any, part: Part) -> None:
             )
 
 
-def _check_plugins(graph: onnx.ModelProto, options: BuildOptions) -> None:
+def check_plugins(graph: onnx.ModelProto, options: BuildOptions) -> None:
+    """Refuse a plan for the lean runtime of a graph that needs plugins.
+
+    Raises:
+        TkError: it does.
+    """
     found = PLUGINS.intersection(node.op_type for node in graph.graph.node)
     if options.version_compatible and found:
         raise TkError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from tk.export.tensorrt.adapt import adapt
+from tk.export.tensorrt.build import check_plugins, profile_shapes
 from tk.export.tensorrt.choose import asked_of, graphs_of, source_of
 from tk.export.tensorrt.documented import is_strong
 from tk.export.tensorrt.known_bad import matching
@@ -31,7 +32,7 @@ class Outlook:
     Attributes:
         part, precision: of the plan.
         graph: file that it is built from.
-        nodes: of the graph.
+        nodes: of the graph; 0 when it was not looked at.
         kept: nodes of it that are bound to float32 (8.6).
         refused: why it would not be built, a sentence each.
         warnings: what others met with such models.
@@ -46,13 +47,16 @@ class Outlook:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_bundle(path: Path, precisions: Sequence[str], version: str) -> list[Outlook]:
+def check_bundle(
+    path: Path, precisions: Sequence[str], version: str, options: BuildOptions | None = None
+) -> list[Outlook]:
     """Look at each graph that plans would be built from.
 
     Args:
         path: the bundle.
         precisions: of the plans; empty takes all that the bundle has graphs of.
         version: of TensorRT, such as `8.6` or `10.3`.
+        options: of the build; precision and batch are set by part.
 
     Raises:
         TkError: not a bundle, no such graphs, or no version that tk supports.
@@ -66,10 +70,16 @@ def check_bundle(path: Path, precisions: Sequence[str], version: str) -> list[Ou
     whole = ".".join(str(number) for number in (*numbers, 0, 0)[: max(3, len(numbers))])
     bundle = Bundle.open(path)
     asked = asked_of(bundle, precisions)
-    return [_look(bundle, graph, precision, whole) for precision, graph in graphs_of(bundle, asked)]
+    wanted = options or BuildOptions()
+    return [
+        _look(bundle, graph, precision, whole, wanted)
+        for precision, graph in graphs_of(bundle, asked)
+    ]
 
 
-def _look(bundle: Bundle, graph: Artifact, precision: str, version: str) -> Outlook:
+def _look(
+    bundle: Bundle, graph: Artifact, precision: str, version: str, wanted: BuildOptions
+) -> Outlook:
     part = bundle.manifest.parts[graph.part]
     strong = is_strong(version)
     if precision == "bf16" and not strong:
@@ -77,7 +87,8 @@ def _look(bundle: Bundle, graph: Artifact, precision: str, version: str) -> Outl
         return Outlook(graph.part, precision, graph.file, refused=refused)
     source, keep = source_of(bundle, graph, precision, strong=strong)
     model = onnx.load(bundle.path / source, load_external_data=False)
-    options = replace(BuildOptions(precision=precision), max_batch=part.max_batch)
+    batch = min(wanted.opt_batch, part.max_batch)
+    options = replace(wanted, precision=precision, max_batch=part.max_batch, opt_batch=batch)
     rows = matching(version, find_traits(model, bundle.manifest.source, options, None))
     adapt(model, weak=not strong)
     return Outlook(
@@ -89,10 +100,21 @@ def _look(bundle: Bundle, graph: Artifact, precision: str, version: str) -> Outl
         refused=[
             *(f"this release: {row}" for row in rows if row.refuse),
             *_wide_inputs(part, version),
+            *_not_built(part, model, options),
             *complaints(model, version),
         ],
         warnings=[str(row) for row in rows if not row.refuse],
     )
+
+
+def _not_built(part: Part, model: onnx.ModelProto, options: BuildOptions) -> Iterator[str]:
+    """What our own builder refuses, whatever the version."""
+    try:
+        check_plugins(model, options)
+        for spec in part.inputs:
+            profile_shapes(spec, part, options)
+    except TkError as error:
+        yield f"{error.what}; {error.fix}"
 
 
 def _wide_inputs(part: Part, version: str) -> Iterator[str]:

@@ -69,6 +69,6 @@ def source_of(
         for a in bundle.manifest.artifacts
         if a.part == graph.part and a.kind == "onnx" and a.precision == "fp32"
     ]
-    model = onnx.load(bundle.path / float32, load_external_data=False)
+    model = onnx.load(bundle.path / float32)  # its weights too: constants decide what is kept
     low: Precision = "fp16" if precision == "fp16" else "bf16"
     return float32, float32_nodes(model, low, default_keep(model, low).keys())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tk.cli import single
+
+if TYPE_CHECKING:
+    from tk.export.tensorrt.options import BuildOptions
 
 SHOWN = 5
 """Complaints about one graph that are listed."""
@@ -89,9 +92,6 @@ def plan(
     names = [name.strip() for name in precision.split(",") if name.strip()]
     for name in names:
         check_names("auto", name)
-    if check:
-        _look_ahead(bundle, names, check)
-        return
     options = BuildOptions(
         level=level,
         workspace=workspace << 20,
@@ -103,6 +103,9 @@ def plan(
         own_tactics=own_tactics,
         cache=timing_cache,
     )
+    if check:
+        _look_ahead(bundle, names, check, options)
+        return
     added = add_plans(bundle, names, options)
     for file in added.files:
         print(f"{bundle}/{file}: {(bundle / file).stat().st_size / 1e6:.1f} MB")
@@ -112,17 +115,17 @@ def plan(
                 print(f"  ok   {row.precision}: {part}/{measure.output} {measure}")
 
 
-def _look_ahead(bundle: Path, names: list[str], version: str) -> None:
+def _look_ahead(bundle: Path, names: list[str], version: str, options: BuildOptions) -> None:
     from tk.export.tensorrt.check import check_bundle
     from tk.runtime.errors import CheckFailed
 
-    outlooks = check_bundle(bundle, names, version)
+    outlooks = check_bundle(bundle, names, version, options)
     print(f"TensorRT {version}, by its documentation; nothing was built")
     for one in outlooks:
         kept = f", {one.kept} of them bound to float32" if one.kept else ""
         print(
-            f"{'FAIL' if one.refused else 'ok  '} {one.part} {one.precision}: from {one.graph}, "
-            f"{one.nodes} nodes{kept}"
+            f"{'FAIL' if one.refused else 'ok  '} {one.part} {one.precision}: from {one.graph}"
+            + (f", {one.nodes} nodes{kept}" if one.nodes else "")
         )
         for text in one.refused[:SHOWN]:
             print(f"     refused: {text}")
@@ -133,7 +136,8 @@ def _look_ahead(bundle: Path, names: list[str], version: str) -> None:
     if bad := [f"{one.part} in {one.precision}" for one in outlooks if one.refused]:
         raise CheckFailed(
             f"TensorRT {version} would build no plan of {', '.join(bad)}",
-            fix="for 8.6: tk export SOURCE OUT --opset 17; or leave this --precision out",
+            fix="what stands above; for opset 17: tk export SOURCE OUT --opset 17; or leave this "
+            "--precision out",
         )
 
 

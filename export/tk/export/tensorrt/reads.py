@@ -42,8 +42,11 @@ RESIZES = {
 }  # fmt: skip
 """Attribute of Resize -> values that are read."""
 
-QUANTIZES = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""Their result shares its type with the zero point, not with the data."""
+FIRST_INPUT = frozenset({"DequantizeLinear", "NonMaxSuppression", "QuantizeLinear"})
+"""Operators whose result shares its type with another input than the data."""
+
+BY_RESULT = frozenset({"Cast", "CastLike", "ConstantOfShape"})
+"""Operators whose result has a type of its own, which counts."""
 
 MOST_RANKS = 3840
 """Elements that TopK may give."""
@@ -64,7 +67,8 @@ def complaints(model: onnx.ModelProto, version: str) -> Iterator[str]:
     if flow.opset > newest:
         yield f"opset {flow.opset}; this TensorRT reads up to {newest}"
     for node in flow.nodes:
-        read = types_read(node.op_type, version)
+        own = node.domain in ("", "ai.onnx")
+        read = types_read(node.op_type, version) if own else frozenset[str]()
         if not read:
             yield f"node {label(node)} is an operator that it does not read"
             continue
@@ -79,7 +83,7 @@ def _data(node: onnx.NodeProto, flow: FlowView) -> Iterator[str]:
     """Types of the data of an operator: sizes, indices and conditions have types of their own."""
     places = _data_places(node.op_type, flow.opset)
     names = [name for place, name in enumerate(node.input) if places is None or place in places]
-    if node.op_type == "Cast":
+    if node.op_type in BY_RESULT:
         names = [*names, *node.output]
     for name in names:
         if name in flow.types:
@@ -89,8 +93,10 @@ def _data(node: onnx.NodeProto, flow: FlowView) -> Iterator[str]:
 @cache
 def _data_places(operator: str, opset: int) -> frozenset[int] | None:
     """Inputs that share the type of the result, else the first input; None for all (variadic)."""
-    if operator in QUANTIZES:
+    if operator in FIRST_INPUT:
         return frozenset({0})
+    if operator == "ConstantOfShape":  # its input is a size
+        return frozenset()
     schema = defs.get_schema(operator, opset)
     if any(i.option == defs.OpSchema.FormalParameterOption.Variadic for i in schema.inputs):
         return None

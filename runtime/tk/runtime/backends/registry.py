@@ -29,7 +29,7 @@ class Backend:
         module: see the head of this file.
         extra: the extra of `tk-vision` that brings it.
         typed: whether it computes each node of a half precision file in the type that the file
-            gives it. OpenVINO computes the whole of one in bfloat16 where the processor can.
+            gives it. OpenVINO takes one precision for the whole of such a file, or float32.
     """
 
     name: str

@@ -19,9 +19,11 @@ _NO_MEMORY = re.compile(
 """What ONNX Runtime's arena and CUDA say when memory lacks, and the bytes that were asked for."""
 
 _NO_CUDA = re.compile(
-    r"cuDNN is unavailable|no kernel image|(CUDA|CUBLAS|CUDNN) failure|Unknown provider option"
+    r"cuDNN is unavailable|no kernel image|CUDA failure (35|100|209|802|803|999)\b|NOT_INITIALIZED"
+    r"|Unknown provider option"
 )
-"""What it says when the CUDA of the machine does not do, whatever the graph."""
+"""What it says when the CUDA of the machine does not do, whatever the graph: no or an old driver,
+no GPU, kernels for other GPUs, a library that does not start."""
 
 
 def missing_package() -> str:
