@@ -16,6 +16,7 @@ from tests.export.tensorrt.fake_cuda import FakeCuda
 from tk.cli import run as run_cli
 from tk.runtime import machine as machine_module
 from tk.runtime.backends import cuda_stack
+from tk.runtime.backends.cuda_stack import install_command
 from tk.runtime.backends.onnxrt_cuda import session as onnxrt_cuda
 from tk.runtime.backends.registry import BACKENDS
 from tk.runtime.backends.tensorrt import library
@@ -136,10 +137,24 @@ def test_doctor__empty_environment(pretend: Pretend) -> None:
 
 
 @pytest.mark.parametrize(
+    ("driver", "python", "extra"),
+    [
+        ((13, 0), (3, 11), "gpu"),
+        ((13, 0), (3, 10), "gpu-cu12"),  # onnxruntime-gpu of CUDA 13 has no wheel for it
+        ((12, 6), (3, 12), "gpu-cu12"),
+    ],
+)
+def test_install_command__by_driver_and_python(
+    driver: tuple[int, int], python: tuple[int, int], extra: str
+) -> None:
+    assert install_command(driver, python) == f"pip install 'tk-vision[{extra}]'"
+
+
+@pytest.mark.parametrize(
     ("gpu", "packages", "command"),
     [
-        (H200, SERVER_13, "pip install 'tk-vision[gpu]'"),
-        (H200, SERVER_12, "pip install 'tk-vision[gpu]'"),  # an older CUDA runs too
+        (H200, SERVER_13, install_command((13, 0))),
+        (H200, SERVER_12, install_command((13, 0))),  # an older CUDA runs too
         (A10, SERVER_12, "pip install 'tk-vision[gpu-cu12]'"),
     ],
 )

@@ -22,14 +22,15 @@ OLDEST_DRIVER = "update the NVIDIA driver: 525 or newer runs CUDA 12, 580 or new
 _CUDA = re.compile(r"[-_]cu(1\d)(?!\d)")
 
 
-def install_command(driver: tuple[int, int]) -> str:
+def install_command(driver: tuple[int, int], python: tuple[int, int] | None = None) -> str:
     """What to type on a machine whose driver runs this CUDA, to get all of it.
 
     Args:
         driver: newest CUDA that the driver can run, (12, 6) for 12.6.
+        python: version that packages are installed for; the running one without.
     """
-    python = sys.version_info[:2]
-    fitting = [n for n in sorted(INSTALL) if n <= driver[0] and python >= NEEDS_PYTHON[n]]
+    running = python or sys.version_info[:2]
+    fitting = [n for n in sorted(INSTALL) if n <= driver[0] and running >= NEEDS_PYTHON[n]]
     return INSTALL[fitting[-1]] if fitting else OLDEST_DRIVER
 
 
