@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from tk.benchmarks.cli import COMMANDS
 from tk.benchmarks.engines import Engine, ModelsOptions, batch_of
-from tk.benchmarks.models import bench_models
+from tk.benchmarks.models import _inputs, bench_models
 from tk.benchmarks.models_report import markdown, table
 from tk.export.sources.registry import open_source
 from tk.export.write import write_bundle
-from tk.runtime.backends.base import Arrays
+from tk.runtime.backends.base import Arrays, Session
+from tk.runtime.bundle import Bundle
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.manifest import Part, TensorSpec
 
@@ -75,6 +76,37 @@ def test_bench__without_pytorch(world: Path, monkeypatch: pytest.MonkeyPatch) ->
         "fp32 on openvino-cpu",
     }
     assert [row["latency"].keys() for row in found["rows"]] == [{"1", "4"}] * 2
+
+
+def test_inputs__a_probe_of_more_rows_than_a_call_takes(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT has it: a batch above the largest is an error."""
+    seen: list[int] = []
+    run = Session.run
+
+    def strict(self: Session, inputs: Arrays) -> Arrays:
+        sizes = {
+            len(inputs[spec.name])
+            for spec in self.part.inputs
+            if spec.shape[:1] == (self.part.batch_axis,)
+        }
+        assert max(sizes) <= self.part.max_batch
+        seen.extend(sizes)
+        return run(self, inputs)
+
+    monkeypatch.setattr(Session, "run", strict)
+    for name in ("embedder", "segmenter"):
+        bundle = world / "bundles" / name
+        options = ModelsOptions(bundle=bundle, device="cpu", repeats=2, batches=(4,))
+        with np.load(bundle / "probe.npz") as probe:
+            largest = max(len(probe[key]) for key in probe.files if key.startswith("input/"))
+        assert (
+            _inputs(Bundle.open(bundle), options).keys()
+            == Bundle.open(bundle).manifest.parts.keys()
+        )
+        assert name == "segmenter" or largest > 4, "or this shows nothing"
+    assert seen
 
 
 def test_bench__another_model_is_refused(world: Path) -> None:

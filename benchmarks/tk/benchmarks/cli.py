@@ -12,10 +12,14 @@ from tk.cli import group
 
 bench = group("Latency, accuracy and equality, side by side.")
 
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
+
 
 @bench.command()
 def annotator(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     images: Annotated[Path, typer.Option(help="Folder of real photos, or one photo.")],
     bundles: Annotated[
         Path, typer.Option(help="Folder with the bundles detector/, segmenter/ and embedder/.")
@@ -49,8 +53,8 @@ def annotator(
             "random weights. 0: what it finds.",
         ),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time `tk annotate` stage by stage against two PyTorch chains with the same weights.
 
@@ -85,7 +89,7 @@ def annotator(
 
 @bench.command()
 def chain(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     work: Annotated[
         Path, typer.Option(help="Folder for scenes, models and bundles; used again. [3 GB]")
     ],
@@ -98,8 +102,8 @@ def chain(
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that share a batch in tk.")] = 4,
     small: Annotated[bool, typer.Option("--small", help="Models of a few MB instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time GroundingDINO-T, SAM-2.1-tiny and DINOv3 ViT-S in their real sizes, random weights.
 
@@ -129,7 +133,7 @@ def chain(
 
 @bench.command()
 def train(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     data: Annotated[
         Path | None,
         typer.Option(metavar="ROOT", help="Crops: ROOT/<class>/cropped/* [generated tools]."),
@@ -157,8 +161,8 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of data and weights.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all cores.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time epochs of an embedder on a frozen backbone, with and without kept features.
 
@@ -201,7 +205,7 @@ def train(
 
 @bench.command()
 def models(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     bundle: Annotated[Path, typer.Option(help="Graphs and plans of one model, as exported.")],
     source: Annotated[
         str,
@@ -226,8 +230,8 @@ def models(
     compile_too: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With --source: torch.compile as well.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time one model on every engine of this machine, part by part, PyTorch beside them.
 
@@ -272,7 +276,7 @@ def models(
 
 @bench.command()
 def int8(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     bundle: Annotated[
         Path, typer.Option(help="Embedder, as `tk export --precision fp32,int8` writes it.")
     ],
@@ -290,8 +294,8 @@ def int8(
         int, typer.Option(min=0, help="CPU threads of every engine, 0 for all cores.")
     ] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Crops of each folder, 0: all.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time and score an embedder in every precision, on every back end that passed its gate.
 
@@ -322,7 +326,7 @@ def int8(
 
 @bench.command()
 def crops(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     images: Annotated[
         Path | None, typer.Option(help="Folder of JPEG photos [generated scenes].")
     ] = None,
@@ -334,8 +338,8 @@ def crops(
     repeats: Annotated[int, typer.Option(min=5, help="Passes of each side, by turns.")] = 9,
     local_crops: Annotated[int, typer.Option(min=0, help="Crops of 96 px beside 2 of 224.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and crops.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time the multi-crop of `tk train ssl` beside lightly's DINOTransform, on one thread.
 
@@ -360,7 +364,7 @@ def crops(
 
 @bench.command()
 def ssl(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
+    out: Out,
     work: Annotated[
         Path, typer.Option(help="Folder for the digits and the runs; finished runs are kept.")
     ],
@@ -373,8 +377,8 @@ def ssl(
         str, typer.Option(metavar="VARIANT-SEED", help="Train this run alone, write no results.")
     ] = "",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pre-train on handwritten digits, beside raw pixels, an untrained network and failures.
 
@@ -410,7 +414,7 @@ def table(
         float,
         typer.Option(min=0.0, help="A measurement ends after so many, with 10 calls at least."),
     ] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the table of a distillation run with measured latencies: heads alone, and from pixels.
 

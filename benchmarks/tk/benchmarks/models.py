@@ -62,6 +62,7 @@ def bench_models(out: Path, options: ModelsOptions, *, overwrite: bool = False) 
             ]
             ready = list(_ready(part, engines, inputs, left_out))
             if not ready:
+                bundle.session(name, device=options.device).close()  # knows best why none is proved
                 raise TkError(
                     f"nothing that passed the gate runs part {name} here",
                     found="; ".join(left_out),
@@ -101,10 +102,15 @@ def _inputs(bundle: Bundle, options: ModelsOptions) -> dict[str, Arrays]:
     with np.load(bundle.path / PROBE, allow_pickle=False) as archive:
         given = {n.removeprefix("input/"): archive[n] for n in archive.files if "input/" in n}
     inputs: dict[str, Arrays] = {}
-    for name, part in bundle.manifest.parts.items():
+    *before, last = bundle.manifest.parts
+    for name in before:
+        part = bundle.manifest.parts[name]
         inputs[name] = chained_inputs(part, given)
+        # A probe can have more rows than a plan takes.
+        rows = min(part.max_batch, max(map(len, inputs[name].values())))
         with bundle.session(name, device=options.device, threads=options.threads) as session:
-            given |= session.run(inputs[name])
+            given |= session.run(batch_of(part, inputs[name], rows, 0))
+    inputs[last] = chained_inputs(bundle.manifest.parts[last], given)
     return inputs
 
 

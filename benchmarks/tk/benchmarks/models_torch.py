@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch._dynamo
 from torch import Tensor
 
 from tk.benchmarks.engines import Engine, ModelsOptions, batch_of, sizes_of
+from tk.benchmarks.models_report import BASE
 from tk.export.differences import differences
 from tk.export.model import ExportModel, ExportPart
 from tk.export.sources.registry import OPTIONS, find_source, open_source
@@ -21,6 +23,7 @@ from tk.runtime.choice import Wish
 from tk.runtime.errors import EnvironmentLacks, TkError
 from tk.runtime.manifest import Part
 
+EAGER, AUTOCAST = BASE, ", autocast"
 WARM = 3
 """Calls before those that CUDA events time."""
 
@@ -55,11 +58,11 @@ def torch_engines(
     left_out: list[str] = []
     for name, part in model.parts.items():
         module, spec = part.module.to(device), bundle.manifest.parts[name]
-        engines[name] = [_engine("PyTorch, eager", module, spec, device, torch.float32)]
+        engines[name] = [_TorchPart(module, spec, device, torch.float32).engine(EAGER)]
         kinds = [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16]
         if device.type == "cuda":
             engines[name].append(
-                _engine("PyTorch, eager, autocast", module, spec, device, torch.float16)
+                _TorchPart(module, spec, device, torch.float16).engine(EAGER + AUTOCAST)
             )
         for kind in kinds if options.compile else []:
             sizes = sizes_of(spec, options)
@@ -110,43 +113,59 @@ def _source(bundle: Bundle, options: ModelsOptions) -> ExportModel:
     return model
 
 
-def _engine(
-    name: str, module: Callable[..., object], spec: Part, device: torch.device, kind: torch.dtype
-) -> Engine:
-    """An engine of a callable that takes and gives tensors as a part says."""
+@dataclass(frozen=True)
+class _TorchPart:
+    """A part in PyTorch on one device.
 
-    def autocast() -> AbstractContextManager[object]:
-        if kind == torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, kind)
+    Attributes:
+        module: tensors in the order of the part's inputs -> a tensor or a tuple.
+        spec: names and types.
+        device: where it runs.
+        kind: float32, or what autocast computes in.
+    """
 
-    def tensors(inputs: Arrays) -> list[Tensor]:
-        return [torch.from_numpy(inputs[one.name]).to(device) for one in spec.inputs]
+    module: Callable[..., object]
+    spec: Part
+    device: torch.device
+    kind: torch.dtype
+
+    def engine(self, name: str) -> Engine:
+        """Under this name in the tables."""
+        precision = "fp32" if self.kind == torch.float32 else "fp16"
+        timer = self.gpu_seconds if self.device.type == "cuda" else None
+        return Engine(name, precision, self.call, timer)
 
     @torch.inference_mode()
-    def call(inputs: Arrays) -> object:
-        with autocast():
-            outputs = module(*tensors(inputs))
+    def call(self, inputs: Arrays) -> object:
+        """From arrays of the host to arrays of the host."""
+        with self._typed():
+            outputs = self.module(*self._tensors(inputs))
         values = outputs if isinstance(outputs, tuple) else (outputs,)
         return [value.float().cpu().numpy() for value in values]
 
     @torch.inference_mode()
-    def gpu_seconds(inputs: Arrays, repeats: int) -> list[float]:
-        given, found = tensors(inputs), []
+    def gpu_seconds(self, inputs: Arrays, repeats: int) -> list[float]:
+        """Seconds of each run by CUDA events, its inputs on the GPU already."""
+        given, found = self._tensors(inputs), []
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         for turn in range(WARM + repeats):
             begin.record()
-            with autocast():
-                module(*given)
+            with self._typed():
+                self.module(*given)
             end.record()
             end.synchronize()
             if turn >= WARM:
                 found.append(begin.elapsed_time(end) / 1e3)
         return found
 
-    precision = "fp32" if kind == torch.float32 else "fp16"
-    return Engine(name, precision, call, gpu_seconds if device.type == "cuda" else None)
+    def _tensors(self, inputs: Arrays) -> list[Tensor]:
+        return [torch.from_numpy(inputs[one.name]).to(self.device) for one in self.spec.inputs]
+
+    def _typed(self) -> AbstractContextManager[object]:
+        if self.kind == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.kind)
 
 
 def _compiled(
@@ -158,8 +177,8 @@ def _compiled(
 ) -> Engine | str:
     """The part compiled for each size by itself, tried once; why not, if that fails."""
     module = torch.compile(part.module, dynamic=False)
-    title = "PyTorch, compiled" + (", autocast" if kind == torch.float16 else "")
-    engine = _engine(title, module, spec, device, kind)
+    title = "PyTorch, compiled" + (AUTOCAST if kind == torch.float16 else "")
+    engine = _TorchPart(module, spec, device, kind).engine(title)
     began = time.perf_counter()
     try:
         for inputs in examples:

@@ -5,6 +5,8 @@ The exporter folds only small values; position tables and index tables of full-s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -26,10 +28,20 @@ def fold_constants(model: onnx.ModelProto) -> None:
     read = {name for node in rest for name in node.input} | {v.name for v in graph.output}
     values = _evaluate(model, constant, sorted(made & read))
     keep = [n for n in constant if n.op_type == "Constant"] + rest
-    del graph.node[:]
-    graph.node.extend(keep)
+    replace_nodes(graph, keep)
     graph.initializer.extend(values)
     drop_unused(graph)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph these nodes, in this order; they may be its own."""
+    copies = []
+    for node in nodes:  # those of the graph die with its list
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:

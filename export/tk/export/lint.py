@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tk.export.flow import Depends, dependence, label
 from tk.export.shapes import Shapes, bound_shapes, skeleton
+from tk.export.sizes import pictures_of
 from tk.runtime.manifest import Part
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -85,9 +86,7 @@ def check_operators(model: onnx.ModelProto, opset: int) -> Iterator[str]:
 
 def check_pictures(graph: onnx.GraphProto) -> Iterator[str]:
     """A uint8 input is cast before anything else is done with it, see `tk.export.sizes`."""
-    pictures = {
-        value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8
-    }
+    pictures = pictures_of(graph)
     for node in graph.node:
         read = sorted(pictures.intersection(node.input))
         if read and node.op_type != "Cast":

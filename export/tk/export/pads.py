@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from tk.export.fold import drop_unused
+from tk.export.fold import drop_unused, replace_nodes
 from tk.export.lowering import constants_of
 
 
@@ -26,13 +26,10 @@ def drop_empty_pads(graph: onnx.GraphProto) -> None:
         if _is_empty(node, constants) and node.output[0] not in outputs:
             same[node.output[0]] = node.input[0]
         else:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            kept.append(copy)
+            kept.append(node)
     if not same:
         return
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, kept)
     drop_unused(graph)
 
 

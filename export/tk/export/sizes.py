@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tk.export.flow import SHAPE_READERS
+from tk.export.fold import replace_nodes
 
 LAST = np.iinfo(np.int64).max
 
@@ -29,10 +30,15 @@ def plain_sizes(graph: onnx.GraphProto) -> bool:
     return _read_whole(graph) or moved
 
 
-def _read_from_floats(graph: onnx.GraphProto) -> bool:
-    pictures = {
+def pictures_of(graph: onnx.GraphProto) -> set[str]:
+    """Names of the uint8 inputs."""
+    return {
         value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8
     }
+
+
+def _read_from_floats(graph: onnx.GraphProto) -> bool:
+    pictures = pictures_of(graph)
     casts: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         if node.op_type == "Cast" and node.input[0] in pictures:
@@ -46,7 +52,7 @@ def _read_from_floats(graph: onnx.GraphProto) -> bool:
     for node in readers:
         node.input[0] = casts[node.input[0]].output[0]
     first = {node.output[0] for node in needed}
-    _replace_nodes(graph, [*needed, *(n for n in graph.node if n.output[0] not in first)])
+    replace_nodes(graph, [*needed, *(n for n in graph.node if n.output[0] not in first)])
     return True
 
 
@@ -71,7 +77,7 @@ def _read_whole(graph: onnx.GraphProto) -> bool:
         node.output[0] = whole
         nodes.append(helper.make_node("Slice", [whole, *ends], [out], name=f"{out}_slice"))
     if found:
-        _replace_nodes(graph, nodes)
+        replace_nodes(graph, nodes)
     return found
 
 
@@ -80,13 +86,3 @@ def _unused(name: str, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
-
-
-def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copies = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)

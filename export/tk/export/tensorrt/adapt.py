@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tk.export.fold import replace_nodes
 from tk.export.lowering import constants_of
 from tk.export.sizes import plain_sizes
 
@@ -44,8 +45,6 @@ def _quantize_weights(graph: onnx.GraphProto) -> bool:
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
         weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if (
             weight is not None
@@ -54,11 +53,10 @@ def _quantize_weights(graph: onnx.GraphProto) -> bool:
         ):
             found = True
             nodes.append(_quantizer(graph, node, weight, constants))
-            copy.input[0] = nodes[-1].output[0]
-        nodes.append(copy)
+            node.input[0] = nodes[-1].output[0]
+        nodes.append(node)
     if found:
-        del graph.node[:]
-        graph.node.extend(nodes)
+        replace_nodes(graph, nodes)
     return found
 
 
