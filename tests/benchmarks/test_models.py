@@ -191,7 +191,11 @@ def row(engine: str, seconds: float, gpu: float | None = None) -> dict[str, Any]
 
 
 def test_table__fastest_first_compared_with_pytorch_and_gpu_times_apart() -> None:
-    rows = [row("PyTorch, eager", 0.02), row("fp16 on tensorrt", 0.002, 0.0005)]
+    rows = [
+        row("PyTorch, eager", 0.02),
+        row("fp16 on tensorrt", 0.002, 0.0005),
+        row("fp32 on tensorrt", 0.1),
+    ]
     parity = [
         {
             "engine": "fp16 on tensorrt",
@@ -205,7 +209,8 @@ def test_table__fastest_first_compared_with_pytorch_and_gpu_times_apart() -> Non
         "| fp16 on tensorrt | 3.0 | 1.50 s | 2.00 ms / 4.00 ms | 500 us | 10.00 | "
         "embedding cosine 0.9999 |"
     )
-    assert lines[5].endswith("| 20.0 ms / 40.0 ms |  | 1.00 | not in the bundle |")
+    assert lines[6].endswith("| 0.20 | not in the bundle |")
+    assert lines[5].endswith("| 20.0 ms / 40.0 ms |  | 1.00 |  |")
 
 
 def test_markdown__says_what_was_not_timed(results: dict[str, Any]) -> None:

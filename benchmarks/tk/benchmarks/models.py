@@ -44,10 +44,10 @@ def bench_models(out: Path, options: ModelsOptions, *, overwrite: bool = False) 
     source = Path(options.source) if options.source and Path(options.source).exists() else None
     refuse_inputs(out, {"--bundle": options.bundle, "--source": source})
     refuse_existing(out, overwrite=overwrite, own=MARKDOWN)
-    if options.bundle.resolve() in out.resolve().parents:
-        raise TkError(f"{out} lies in the bundle", fix="choose a folder outside of it")
     facts = environment(options.threads)
     bundle, wish = Bundle.open(options.bundle), read_wish(options.device, "auto", "auto")
+    if options.bundle.resolve() in out.resolve().parents:
+        raise TkError(f"{out} lies in the bundle", fix="choose a folder outside of it")
     real = _inputs(bundle, options)
     torch_engines, left_out = _torch(bundle, options, wish, real)
     rows, runs = [], {}

@@ -12,7 +12,8 @@ from tk.runtime.files import atomic_folder, write_json
 
 JSON, MARKDOWN = "results.json", "results.md"
 NOT_JUDGED = "not in the bundle"
-BASE = "PyTorch, eager"
+PYTORCH = "PyTorch"
+BASE = f"{PYTORCH}, eager"
 FLOAT32 = "fp32 on onnxruntime-cpu"
 
 
@@ -42,7 +43,8 @@ def _part_table(rows: list[dict[str, Any]], parity: list[dict[str, Any]], part: 
     lines.append("|---" * (len(titles) + 1) + "|")
     said = {one["engine"]: one["measures"].get(part, []) for one in parity}
     for row in sorted(rows, key=lambda row: row["latency"][sizes[0]]["p50"]):
-        answers = "; ".join(said.get(row["engine"], [])) or NOT_JUDGED
+        known = "; ".join(said.get(row["engine"], [])) or NOT_JUDGED
+        answers = "" if row["engine"].startswith(PYTORCH) else known
         cells = [*_cells(row, sizes, base, on_gpu), answers]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
